@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * linework: Stable Diffusion 1.5 + ControlNet canny2image as a C library.
+ *
+ * The whole public interface. Rules that hold everywhere:
+ *  - Every struct that may grow begins with `uint32_t size`; its *_init() fills it. A caller built against an older
+ * header keeps working.
+ *  - Every function that can fail returns lw_status (0 = LW_OK, else negative) and, where it takes `lw_error *err` (may
+ * be NULL), leaves one sentence there that names the object and both values. On failure, outputs are left empty, never
+ * half filled.
+ *  - Ownership words: the callee *owns*, *borrows until X*, or *copies*.
+ *  - The library never prints, exits, aborts or reads the environment. It keeps no globals.
+ *  - Text is UTF-8. Pictures are 8 bit a channel, rows from the top, channels interleaved (RGB order).
+ */
+#ifndef LINEWORK_H
+#define LINEWORK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(LW_STATIC) || !defined(__GNUC__)
+#define LW_API
+#else
+#define LW_API __attribute__((visibility("default")))
+#endif
+
+#define LW_VERSION_MAJOR 0
+#define LW_VERSION_MINOR 1
+#define LW_VERSION_PATCH 0
+
+/* ------------------------------------------------------------------ errors ---- */
+
+typedef enum lw_status {
+    LW_OK = 0,
+    LW_EINVAL = -1,   /* an argument is out of its range, or two do not go together */
+    LW_EMODEL = -2,   /* a model, vocabulary or weight file can't be used */
+    LW_EINPUT = -3,   /* an input picture, latents file or text can't be used */
+    LW_ENOMEM = -4,   /* memory: what was asked for and what there is are in the message */
+    LW_EDEVICE = -5,  /* the device or its driver failed, or there is none */
+    LW_EOUTPUT = -6,  /* an output can't be written */
+    LW_ECANCEL = -7,  /* a cancel callback asked to stop */
+    LW_EINTERNAL = -8 /* a promise inside the library was broken: a bug worth reporting */
+} lw_status;
+
+typedef struct lw_error {
+    lw_status code;
+    char message[1000]; /* one sentence, no newline, always terminated */
+} lw_error;
+
+/* A short fixed name: "LW_EINVAL". Never NULL. */
+LW_API const char *lw_status_name(lw_status status);
+
+/* "0.1.0". */
+LW_API const char *lw_version(void);
+
+/* One JSON object, {"version","compiler","cpu":[features used],"libraries":{name:version},"devices":[…]}. Free with
+ * lw_free. NULL: no memory. */
+LW_API char *lw_build_info(void);
+
+/* Frees what this header says is freed with lw_free. NULL is fine. */
+LW_API void lw_free(void *p);
+
+/* ---------------------------------------------------------------- pictures ---- */
+
+typedef struct lw_image {
+    uint32_t size;         /* sizeof(lw_image) */
+    int32_t width, height; /* pixels */
+    int32_t channels;      /* 1 gray, 3 RGB, 4 RGBA */
+    size_t stride;         /* bytes from a row to the next, >= width * channels */
+    uint8_t *data;         /* height rows; owned by the library when a function below filled it */
+} lw_image;
+
+typedef struct lw_field {
+    char *key, *value; /* UTF-8 */
+} lw_field;
+
+/* A picture's text fields, in file order. */
+typedef struct lw_fields {
+    uint32_t size;
+    uint32_t n;
+    lw_field *items;
+} lw_fields;
+
+/* Decodes PNG, JPEG (EXIF orientation applied), WebP or PPM/PGM, whichever of them this build has. `name` stands in
+ * messages. 16-bit samples are cut to their high byte, palettes expanded, tRNS becomes alpha. Limits: 64 Mpx, checked
+ * before allocation. `fields` may be NULL. LW_EINPUT: not a picture, damaged, over the limit, CMYK or animated. Free
+ * with lw_image_free and lw_fields_free. */
+LW_API lw_status lw_image_decode(const void *bytes, size_t n_bytes, const char *name, lw_image *out, lw_fields *fields,
+                                 lw_error *err);
+
+/* lw_image_decode of a file. */
+LW_API lw_status lw_image_read(const char *path, lw_image *out, lw_fields *fields, lw_error *err);
+
+/* Encodes as "png", "jpeg", "webp" (lossless) or "ppm". Text fields are stored in PNG only (tEXt, or iTXt if not
+ * Latin-1). The same picture and fields give the same bytes. *bytes is freed with lw_free. */
+LW_API lw_status lw_image_encode(const lw_image *image, const char *format, const lw_fields *fields, void **bytes,
+                                 size_t *n_bytes, lw_error *err);
+
+/* Encodes by the extension of path (png, jpg, jpeg, webp, ppm, pgm; none of these is LW_EINVAL) into a temporary file
+ * beside it that is renamed when whole. A path that is a device or a FIFO is written directly. LW_EOUTPUT on failure,
+ * and nothing half-written stays. */
+LW_API lw_status lw_image_write(const lw_image *image, const char *path, const lw_fields *fields, lw_error *err);
+
+/* Writes n_bytes to path with the same rules as lw_image_write. */
+LW_API lw_status lw_file_write(const char *path, const void *bytes, size_t n_bytes, lw_error *err);
+
+LW_API void lw_image_free(lw_image *image); /* frees data, zeroes the struct; NULL and empty are fine */
+LW_API void lw_fields_free(lw_fields *fields);
+
+/* ControlNet's HWC3: gray is replicated, RGBA is laid over white (float, truncated). */
+LW_API lw_status lw_image_to_rgb(const lw_image *in, lw_image *out, lw_error *err);
+
+/* ControlNet's resize_image: the short side becomes short_side, both sides rounded (half to even) to 64; Lanczos-4 when
+ * growing, area else. */
+LW_API lw_status lw_image_resize(const lw_image *in, int32_t short_side, lw_image *out, lw_error *err);
+
+/* The size that lw_image_resize gives for a width x height picture. LW_EINPUT if a side rounds to 0 or to more than
+ * 8192. */
+LW_API lw_status lw_resize_target(int32_t width, int32_t height, int32_t short_side, int32_t *out_width,
+                                  int32_t *out_height, lw_error *err);
+
+/* To an exact size, with the rule of lw_image_resize for the filter (Lanczos-4 where the short side grows). */
+LW_API lw_status lw_image_resize_to(const lw_image *in, int32_t width, int32_t height, lw_image *out, lw_error *err);
+
+/* cv2.Canny(in, low, high), aperture 3, L1 gradient: bit-equal to OpenCV. in: 1 or 3 channels; out: 1 channel, 0 or
+ * 255. */
+LW_API lw_status lw_canny(const lw_image *in, double low, double high, lw_image *out, lw_error *err);
+
+/* --------------------------------------------------------------- tokenizer ---- */
+
+typedef struct lw_tokenizer lw_tokenizer;
+
+#define LW_N_TOKENS 77
+
+/* Opens merges.txt or bpe_simple_vocab_16e6.txt.gz. n_vocab: rows of the model's token embedding, or 0 for "whatever
+ * the file holds" (at most 48,894 merges). LW_EMODEL: unreadable, malformed, or fewer merges than n_vocab needs. Safe
+ * to share between threads. */
+LW_API lw_status lw_tokenizer_open(lw_tokenizer **out, const char *path, int32_t n_vocab, lw_error *err);
+LW_API void lw_tokenizer_close(lw_tokenizer **tokenizer);
+
+/* CLIP's byte-level BPE: ids[77] = start, tokens, end, padded with end. *cut (may be NULL) is the part of the text that
+ * did not fit, freed with lw_free, or NULL. LW_EINPUT: text is not UTF-8. */
+LW_API lw_status lw_tokenize(const lw_tokenizer *tokenizer, const char *text, int32_t ids[LW_N_TOKENS], char **cut,
+                             lw_error *err);
+
+/* ------------------------------------------------------------------ engine ---- */
+
+typedef struct lw_engine lw_engine;   /* a device, a model and its packed weights; shared by threads */
+typedef struct lw_session lw_session; /* one job at a time: plans, activations, stream; used by one thread at a time */
+
+typedef enum lw_device { LW_DEVICE_AUTO = 0, LW_DEVICE_CPU = 1, LW_DEVICE_CUDA = 2 } lw_device;
+typedef enum lw_precision {
+    LW_PRECISION_AUTO = 0,
+    LW_PRECISION_FP32 = 1,
+    LW_PRECISION_FP16 = 2,
+    LW_PRECISION_BF16 = 3
+} lw_precision;
+typedef enum lw_sampler {
+    LW_SAMPLER_DDIM = 0,
+    LW_SAMPLER_EULER,
+    LW_SAMPLER_EULER_A,
+    LW_SAMPLER_DPMPP_2M,
+    LW_SAMPLER_UNIPC,
+    LW_SAMPLER_LCM
+} lw_sampler;
+typedef enum lw_scheduler { LW_SCHEDULER_REFERENCE = 0, LW_SCHEDULER_DISCRETE, LW_SCHEDULER_KARRAS } lw_scheduler;
+typedef enum lw_rng { LW_RNG_CUDA = 0, LW_RNG_CPU = 1 } lw_rng;
+typedef enum lw_control_mode { LW_CONTROL_BALANCED = 0, LW_CONTROL_PROMPT, LW_CONTROL_CONTROL } lw_control_mode;
+
+/* Lowest level first; text has no newline. Called from the thread that called the library. */
+typedef enum lw_log_level { LW_LOG_NOTE = 0, LW_LOG_WARNING = 1 } lw_log_level;
+typedef void (*lw_log_fn)(void *user, lw_log_level level, const char *text);
+
+typedef struct lw_engine_params {
+    uint32_t size;
+    const char *model;               /* file or folder; required */
+    const char *const *control_nets; /* replaces the model's own; may be NULL */
+    uint32_t n_control_nets;
+    const char *vae; /* replaces the model's own; may be NULL */
+    const char
+        *vocab; /* merges file; NULL: the folder's own, or merges.txt beside a model file of its size, or the cache */
+    const char *cache_dir; /* folder for vocabulary, tuning and hashes; NULL: none is read or written */
+    lw_device device;
+    int32_t device_index;
+    lw_precision precision; /* AUTO: fp16 on CUDA, fp32 on a CPU */
+    int32_t threads;        /* CPU threads; 0: as many as the machine has */
+    uint64_t max_memory;    /* bytes; 0: no limit of our own */
+    lw_log_fn log;          /* may be NULL */
+    void *user;
+} lw_engine_params;
+
+LW_API void lw_engine_params_init(lw_engine_params *params);
+
+/* Opens and checks the model's files (their headers; weights are mapped, not read). Copies params. */
+LW_API lw_status lw_engine_open(lw_engine **out, const lw_engine_params *params, lw_error *err);
+/* Frees the engine when its last session is closed too. Nulls *engine. */
+LW_API void lw_engine_close(lw_engine **engine);
+
+typedef struct lw_engine_info {
+    uint32_t size;
+    const char *name;         /* the model's name; all strings are borrowed until the engine is closed */
+    const char *added_prompt; /* the model's default for lw_request.added_prompt */
+    const char *negative_prompt;
+    int32_t resolution;     /* default short side */
+    int32_t size_multiple;  /* sides must be multiples of this: 8 * 2^(levels-1) */
+    int32_t n_control_nets; /* 0: the model has no ControlNet */
+    lw_device device;
+    lw_precision precision;
+    const char *device_name;  /* "CPU (oneDNN 2.6.3, avx512_vnni), 2 threads" */
+    const char *tactics_hash; /* names the tactic choices in effect */
+} lw_engine_info;
+
+LW_API lw_status lw_engine_get_info(const lw_engine *engine, lw_engine_info *info, lw_error *err);
+
+/* What a model file or folder is, as one JSON object (layout, networks, tensors, dtypes, bytes, metadata), read from
+ * its headers alone. *json is freed with lw_free. LW_EMODEL: not a model, or it holds no known network. */
+LW_API lw_status lw_model_info(const char *path, char **json, lw_error *err);
+
+/* ----------------------------------------------------------------- request ---- */
+
+typedef struct lw_control {
+    const lw_image *map; /* a ready edge map, white on black; NULL: the edges of lw_request.image */
+    double strength;     /* 0..2 */
+    double start, end;   /* step i of n uses it when i/n >= start and (i+1)/n <= end */
+} lw_control;
+
+typedef enum lw_stage {
+    LW_STAGE_LOAD = 0,
+    LW_STAGE_CANNY,
+    LW_STAGE_TEXT,
+    LW_STAGE_HINT,
+    LW_STAGE_STEPS,
+    LW_STAGE_DECODE,
+    LW_STAGE_DONE
+} lw_stage;
+
+/* step of n_steps are done (both 0 outside LW_STAGE_STEPS). Non-zero return cancels: generate returns LW_ECANCEL within
+ * one step. */
+typedef int (*lw_progress_fn)(void *user, lw_stage stage, int32_t step, int32_t n_steps);
+/* A coarse picture of the latents after a step (1/8 size, RGB); borrowed until it returns. */
+typedef void (*lw_preview_fn)(void *user, int32_t step, const lw_image *preview);
+
+typedef struct lw_request {
+    uint32_t size;
+    const lw_image *image; /* picture whose edges guide; exactly one of image and controls[0].map, or both where another
+                              control has a map */
+    const char *prompt;
+    const char *added_prompt;     /* NULL: the model's; joined "prompt, added" even where one is empty */
+    const char *negative_prompt;  /* NULL: the model's */
+    int32_t resolution;           /* short side; 0: the model's */
+    int32_t width, height;        /* exact size instead; 0: by resolution */
+    int32_t samples;              /* 1..12, one true batch */
+    int32_t steps;                /* 1..1000 */
+    double cfg_scale;             /* 0..100; 1 runs one pass */
+    double eta;                   /* 0..1, DDIM only */
+    int64_t seed;                 /* -1: one of 0..65535 is drawn; else 0..4294967295 */
+    double canny_low, canny_high; /* 0..10000 */
+    lw_control_mode control_mode;
+    lw_sampler sampler;
+    lw_scheduler scheduler;
+    lw_rng rng;
+    const lw_control *controls; /* one for each of the engine's ControlNets; NULL: one of strength 1 on image's edges */
+    uint32_t n_controls;
+    const float *init_latents; /* [samples,4,h/8,w/8] instead of the first draw (which is still made); NULL: drawn */
+    int32_t want_latents;      /* non-zero: result.latents is filled */
+    int32_t clip_skip;         /* 0 or 1: last layer; k: the k-th from the end */
+    lw_progress_fn progress;   /* may be NULL */
+    lw_preview_fn preview;     /* may be NULL */
+    void *user;
+} lw_request;
+
+/* The reference app's defaults: 20 steps, cfg 9, eta 0, Canny 100/200, DDIM, reference spacing, CUDA noise, seed -1, 1
+ * sample. */
+LW_API void lw_request_init(lw_request *request);
+
+typedef struct lw_plan_info {
+    uint32_t size;
+    int32_t width, height; /* of the pictures */
+    int32_t steps;         /* that will run; differs from the request's where the reference's spacing does */
+    uint64_t weights_bytes, activations_bytes, tables_bytes, total_bytes; /* on the device of the engine */
+    uint64_t host_bytes;                                                  /* beside that, in host memory */
+    double gflop;                                                         /* arithmetic of the whole job */
+} lw_plan_info;
+
+/* Checks a request and plans it: sizes, steps and memory before anything of it is allocated. Errors as
+ * lw_session_generate. */
+LW_API lw_status lw_estimate(lw_engine *engine, const lw_request *request, lw_plan_info *info, lw_error *err);
+
+typedef struct lw_result {
+    uint32_t size;
+    uint32_t n_images;
+    lw_image *images; /* RGB */
+    lw_image control; /* the edge map used by control 0, 1 channel; empty where there is none */
+    float *latents;   /* [n,4,h/8,w/8] before decoding, or NULL */
+    int32_t width, height, steps;
+    int64_t seed; /* the one used */
+    double load_ms, canny_ms, text_ms, hint_ms, decode_ms, total_ms;
+    double *step_ms; /* steps of them */
+    uint64_t peak_host_bytes, peak_device_bytes;
+    char *cut; /* what was cut of the prompts, or NULL */
+} lw_result;
+
+LW_API void lw_result_free(lw_result *result);
+
+LW_API lw_status lw_session_open(lw_session **out, lw_engine *engine, lw_error *err);
+LW_API void lw_session_close(lw_session **session);
+
+/* Runs one job. Plans and buffers are kept for the next request of the same shape; another shape replaces them. After
+ * any failure the session can be used again, but after LW_EDEVICE, which closes it for work. *result is freed with
+ * lw_result_free. LW_EINVAL: a value out of range; LW_EINPUT: picture or text; LW_EMODEL: NaN or infinity came out of
+ * the networks; LW_ECANCEL. */
+LW_API lw_status lw_session_generate(lw_session *session, const lw_request *request, lw_result *result, lw_error *err);
+
+/* The number of steps that the reference's spacing runs for a request of `steps`. LW_EINVAL where the reference itself
+ * fails, naming the nearest that work. */
+LW_API lw_status lw_reference_steps(int32_t steps, int32_t *actual, lw_error *err);
+
+/* ------------------------------------------------------------- names ---- */
+
+/* The command's spellings ("dpm++2m", "karras", "cuda", "balanced", …) to values and back. LW_EINVAL names the nearest;
+ * NULL for no such value. */
+LW_API lw_status lw_sampler_from_name(const char *name, lw_sampler *out, lw_error *err);
+LW_API lw_status lw_scheduler_from_name(const char *name, lw_scheduler *out, lw_error *err);
+LW_API lw_status lw_rng_from_name(const char *name, lw_rng *out, lw_error *err);
+LW_API lw_status lw_control_mode_from_name(const char *name, lw_control_mode *out, lw_error *err);
+LW_API lw_status lw_precision_from_name(const char *name, lw_precision *out, lw_error *err);
+LW_API const char *lw_sampler_name(lw_sampler v);
+LW_API const char *lw_scheduler_name(lw_scheduler v);
+LW_API const char *lw_rng_name(lw_rng v);
+LW_API const char *lw_control_mode_name(lw_control_mode v);
+LW_API const char *lw_precision_name(lw_precision v);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
