@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * weights: checkpoint files, memory-mapped, as a table of tensors under canonical names (= the LDM names of
- * control_sd15_canny.pth without "model.diffusion_model." etc.: see the prefixes below). Knows file formats and names;
- * must not know ops or networks' mathematics.
+ * weights: checkpoint files as a table of tensors under canonical names (= the LDM names of control_sd15_canny.pth
+ * without "model.diffusion_model." etc.: see the prefixes below). Knows file formats and names; must not know ops or
+ * networks' mathematics. Files are read with pread, never mapped: docs/decisions/weights-are-read-not-mapped.md.
  *
  * Canonical names: "unet.", "control.", "vae.", "clip." + the LDM key inside that network, e.g.
  * "unet.input_blocks.1.0.in_layers.0.weight", "control.zero_convs.0.0.weight", "vae.decoder.conv_in.weight",
@@ -15,12 +15,14 @@
 
 typedef struct lw_tensor {
     const char *name; /* canonical; borrowed until the store is closed */
+    const char *key;  /* as the file spells it; borrowed likewise */
     lw_dtype dtype;
     int32_t rank;
     int64_t dims[LW_MAX_RANK];    /* row major, outermost first */
     int64_t strides[LW_MAX_RANK]; /* in elements; contiguous but for odd .pth files */
-    const void *data; /* mapped; a read past a truncated file is caught by lw_tensor_read, so read through that */
-    size_t n;         /* elements */
+    size_t n;                     /* elements */
+    uint32_t source;              /* which of the store's files, */
+    uint64_t offset;              /* and where in it element 0 is */
 } lw_tensor;
 
 typedef struct lw_weights lw_weights; /* immutable after open; safe to share between threads */
@@ -29,6 +31,8 @@ typedef struct lw_weights lw_weights; /* immutable after open; safe to share bet
 lw_status lw_weights_open(lw_weights **out, const char *path, lw_error *err);
 /* The same for a ControlNet or a VAE given by itself: every key is taken as of that network ("control" or "vae"). */
 lw_status lw_weights_open_part(lw_weights **out, const char *path, const char *network, lw_error *err);
+/* lw_weights_open of a file's bytes, borrowed until the store is closed; name stands in messages. */
+lw_status lw_weights_open_memory(lw_weights **out, const void *bytes, size_t n_bytes, const char *name, lw_error *err);
 void lw_weights_close(lw_weights **weights);
 
 /* NULL if there is none of that name. */
@@ -36,17 +40,43 @@ const lw_tensor *lw_weights_find(const lw_weights *weights, const char *name);
 size_t lw_weights_count(const lw_weights *weights);
 const lw_tensor *lw_weights_at(const lw_weights *weights, size_t i); /* sorted by name */
 size_t lw_weights_ignored(const lw_weights *weights);                /* keys of no network of ours */
-/* The metadata value of key ("linework" for ours), or NULL. */
+/* The metadata value of key ("linework" for ours), or NULL. Borrowed until the store is closed. */
 const char *lw_weights_metadata(const lw_weights *weights, const char *key);
 /* "safetensors-ldm", "torch-zip-ldm", "diffusers-folder", … */
 const char *lw_weights_layout(const lw_weights *weights);
 const char *lw_weights_path(const lw_weights *weights);
 
-/* All elements as contiguous row-major floats into dst[tensor->n]. LW_EMODEL if the file was truncated under its map or
- * a value is NaN or infinite. */
+/* All elements as contiguous row-major floats into dst[tensor->n]. Safe from several threads at once. LW_EMODEL if the
+ * file was cut since it was opened, can't be read, or a value is NaN or infinite. */
 lw_status lw_tensor_read(const lw_weights *weights, const lw_tensor *tensor, float *dst, lw_error *err);
 
-/* Tells the kernel that the pages of the tensor are not needed again soon. */
-void lw_tensor_release(const lw_weights *weights, const lw_tensor *tensor);
+/* What lw_model_info promises, from the headers of path alone. *json is freed with lw_free. */
+lw_status lw_weights_describe(const char *path, char **json, lw_error *err);
+
+/* ---- writing */
+
+typedef struct lw_save_tensor {
+    const char *name;
+    lw_dtype dtype;
+    int32_t rank;
+    int64_t dims[LW_MAX_RANK];
+    const void *data; /* little endian, row major; NULL: the load callback is asked for it */
+} lw_save_tensor;
+
+/* Fills dst with the bytes of tensors[i]: a 5.7 GB model is written one tensor at a time. */
+typedef lw_status (*lw_save_load_fn)(void *user, size_t i, void *dst, lw_error *err);
+
+typedef struct lw_save {
+    const lw_save_tensor *tensors; /* in any order */
+    size_t n;
+    const lw_field *metadata; /* string -> string, sorted by key when written */
+    size_t n_metadata;
+    lw_save_load_fn load; /* may be NULL when every tensor has data */
+    void *user;
+} lw_save;
+
+/* Writes safetensors: the bytes that safetensors' own writer makes (elements of larger types first, then by name). A
+ * temporary file beside path is renamed when whole; a device or FIFO is written directly. LW_EOUTPUT on failure. */
+lw_status lw_safetensors_write(const char *path, const lw_save *save, lw_error *err);
 
 #endif
