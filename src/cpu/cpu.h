@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: MIT
+ * cpu: the backend for any CPU. oneDNN for products where it is built in, own code for the rest, the references under
+ * all of it. Knows ops; must not know networks. */
+#ifndef LW_CPU_H
+#define LW_CPU_H
+
+#include "ops/backend.h"
+
+typedef struct lw_cpu_params {
+    int32_t threads;        /* 0: as many as there are processors */
+    lw_precision precision; /* AUTO or FP32 */
+    bool references_only;   /* for tests and checks */
+} lw_cpu_params;
+
+/* LW_EINVAL: a precision this CPU or build can't run. */
+lw_status lw_cpu_open(lw_backend **out, const lw_cpu_params *params, lw_error *err);
+
+/* Names of the features in use, "avx2 avx512f …"; at most n bytes. */
+void lw_cpu_features(char *text, size_t n);
+
+/* Tactics of each file, NULL-terminated, by preference. */
+extern const lw_tactic
+    *const lw_cpu_small_tactics[]; /* norms, apply, combine, attention: fp32, AVX2 and AVX-512 by dispatch */
+#ifdef LW_HAVE_ONEDNN
+extern const lw_tactic *const lw_cpu_onednn_tactics[];
+const char *lw_cpu_onednn_version(void);
+#endif
+
+#endif

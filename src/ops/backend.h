@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: MIT
+ * What a backend gives to the planner: memory, tactics, and a way to run them. */
+#ifndef LW_BACKEND_H
+#define LW_BACKEND_H
+
+#include "ops/ops.h"
+
+typedef struct lw_backend lw_backend;
+typedef struct lw_plan lw_plan;
+
+/* What a product's tactic can do by itself; the planner records the plain ops for the rest. Epilogue fields are taken
+ * in the order of the formula: after the first one that is not taken, all later ones are split off too. */
+enum {
+    LW_TAKES_PROLOGUE = 1 << 0, /* cat, norm, act, up2, shared or sliced input */
+    LW_TAKES_ADDEND = 1 << 1,
+    LW_TAKES_ACT = 1 << 2,
+    LW_TAKES_GEGLU = 1 << 3,
+    LW_TAKES_SCALE = 1 << 4,
+    LW_TAKES_RESIDUAL = 1 << 5,
+    LW_TAKES_SHORTCUT = 1 << 6,
+    LW_TAKES_ALL = 0xffff,
+    LW_TAKES_MEMBERS = 1 << 16 /* all members in one launch */
+};
+
+/* Addresses of a running plan: view -> pointer. */
+typedef struct lw_run {
+    char *const *bases; /* by buffer */
+    void *workspace;    /* as large as the op asked for, 64-byte aligned; contents undefined */
+} lw_run;
+static inline void *lw_at(const lw_run *run, lw_view v) { return lw_view_is(v) ? run->bases[v.buf] + v.off : NULL; }
+
+/* A form is one memory layout of a parameter. key names it together with every number that the layout depends on. */
+typedef struct lw_form {
+    char key[96];
+    size_t bytes;
+    /* logical: [O][I][kh][kw] floats; dst: host memory of `bytes`. user: user_bytes copied from what the form was
+     * requested with. */
+    lw_status (*fill)(const void *user, const float *logical, const int64_t dims[4], void *dst, lw_error *err);
+    const void *user;
+    size_t user_bytes;
+} lw_form;
+
+/* Registers the need for a pack; filled later, once, by lw_params_fill. The index stays valid as long as the params. */
+lw_status lw_pack_request(lw_params *params, lw_param p, const lw_form *form, int32_t *index, lw_error *err);
+/* Device address of a filled pack. */
+const void *lw_pack_data(const lw_params *params, int32_t index);
+/* Plain fp32 [O][I][kh][kw], for vectors (bias, gamma): shared by all tactics of the host. */
+lw_status lw_pack_plain(lw_params *params, lw_param p, int32_t *index, lw_error *err);
+
+/* A tactic's own state for one op in one plan: made by prepare, freed by release. */
+typedef struct lw_tactic {
+    const char *name;
+    lw_op_kind kind;
+    uint32_t takes;
+    /* Whether it can run this op (after the planner has taken off what it does not take). */
+    bool (*supports)(const lw_backend *backend, const lw_params *params, const lw_op *op);
+    lw_status (*prepare)(lw_backend *backend, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,
+                         lw_error *err);
+    lw_status (*run)(lw_backend *backend, const lw_params *params, const lw_op *op, void *state, const lw_run *run,
+                     lw_error *err);
+    void (*release)(void *state);
+} lw_tactic;
+
+struct lw_backend {
+    const char *name; /* "cpu" */
+    lw_device device;
+    lw_precision precision;
+    lw_dtype act; /* dtype of activations */
+    int32_t threads;
+    char description[160];
+    const lw_tactic *const *tactics; /* by preference */
+    int32_t n_tactics;
+    lw_status (*alloc)(lw_backend *backend, size_t bytes, void **out, lw_error *err); /* 64-byte aligned, zeroed */
+    void (*free)(lw_backend *backend, void *p);
+    lw_status (*upload)(lw_backend *backend, void *dst, const void *src, size_t bytes, lw_error *err);
+    lw_status (*download)(lw_backend *backend, void *dst, const void *src, size_t bytes, lw_error *err);
+    void (*close)(lw_backend *backend);
+};
+
+/* ---- params */
+lw_status lw_params_new(lw_params **out, const lw_tensor_source *source, lw_error *err);
+void lw_params_free(lw_params *params, lw_backend *backend);
+/* Evaluates and packs what was requested and is not there yet. */
+lw_status lw_params_fill(lw_params *params, lw_backend *backend, lw_error *err);
+/* Bytes of all packs requested so far, filled or not. */
+uint64_t lw_params_bytes(const lw_params *params);
+/* The expression's value, [O][I][kh][kw]; dst holds the product of the dims. */
+lw_status lw_param_eval(const lw_params *params, lw_param p, float *dst, lw_error *err);
+
+/* ---- plans */
+
+/* Chooses tactics and lays out memory; allocates no device memory and packs nothing. The plan keeps the program
+ * (borrowed until it is freed). */
+lw_status lw_plan_make(lw_plan **out, lw_backend *backend, const lw_program *program, lw_error *err);
+void lw_plan_free(lw_plan *plan);
+uint64_t lw_plan_temp_bytes(const lw_plan *plan);
+/* The bytes the program needs of an extern buffer, 0 if it has none of that name. */
+int64_t lw_plan_extern_bytes(const lw_plan *plan, const char *name);
+lw_status lw_plan_bind(lw_plan *plan, const char *name, void *address, lw_error *err);
+/* temp: lw_plan_temp_bytes of device memory, shared by plans that do not run at once. */
+void lw_plan_bind_temp(lw_plan *plan, void *temp);
+/* Every extern must be bound, params filled. Allocates nothing. */
+lw_status lw_plan_run(lw_plan *plan, lw_error *err);
+double lw_plan_flop(const lw_plan *plan);
+
+/* For benchmarks and tests: the planned ops in order. */
+typedef struct lw_planned {
+    const lw_op *op;
+    const lw_tactic *tactic;
+    size_t workspace_bytes;
+    lw_cost cost;
+    double ms; /* of the last lw_plan_run_timed */
+} lw_planned;
+int32_t lw_plan_n_ops(const lw_plan *plan);
+lw_planned lw_plan_op(const lw_plan *plan, int32_t i);
+lw_status lw_plan_run_timed(lw_plan *plan, lw_error *err);
+/* A hash of the names of the chosen tactics, in order. */
+uint64_t lw_plan_hash(const lw_plan *plan);
+
+#endif

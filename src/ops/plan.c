@@ -1,0 +1,385 @@
+/* SPDX-License-Identifier: MIT
+ * Planning: a recorded program becomes a list of single launches with tactics, workspaces and addresses.
+ *
+ *   lower     each op gets the first tactic that supports it; what the tactic does not take is split off into apply and
+ * combine ops place     each temporary gets an offset: largest first, at the lowest place free over its whole life run
+ * walks the list; nothing is allocated and nothing decided */
+#include "ops/backend.h"
+
+#include <string.h>
+
+typedef struct step {
+    lw_op op; /* n_member is 1 but for tactics that take all members */
+    const lw_tactic *tactic;
+    void *state;
+    size_t workspace_bytes;
+    int32_t workspace; /* buffer, -1: none */
+    double ms;
+} step;
+
+typedef struct place {
+    int64_t bytes, off;
+    int32_t first, last; /* steps of first and last use; first < 0: never used */
+    bool temp;
+} place;
+
+struct lw_plan {
+    lw_backend *backend;
+    const lw_program *program;
+    lw_arena *arena;
+    lw_program *lowered; /* buffers and ops added by lowering live here */
+    step *steps;
+    int32_t n_steps, cap_steps;
+    place *places; /* by buffer, workspaces after the program's */
+    int32_t n_places;
+    int64_t temp_bytes;
+    char **bases;
+    double flop;
+};
+
+/* ---- lowering */
+
+static lw_status no_memory(const lw_plan *plan, lw_error *err) {
+    return lw_fail(err, LW_ENOMEM, "no memory to plan program %s", plan->program->name);
+}
+
+static lw_status add_step(lw_plan *plan, const lw_op *op, const lw_tactic *tactic, lw_error *err) {
+    if (plan->n_steps == plan->cap_steps) {
+        int32_t cap = plan->cap_steps ? plan->cap_steps * 2 : 128;
+        step *grown = lw_realloc(plan->steps, (size_t)cap, sizeof *grown);
+        if (!grown) return no_memory(plan, err);
+        plan->steps = grown;
+        plan->cap_steps = cap;
+    }
+    plan->steps[plan->n_steps++] = (step){.op = *op, .tactic = tactic, .workspace = -1};
+    return LW_OK;
+}
+
+static lw_status lower(lw_plan *plan, const lw_op *op, lw_error *err);
+
+static bool prologue_plain(const lw_prologue *in, const lw_view *out) {
+    return !lw_view_is(in->b) && in->norm.kind == LW_NORM_NONE && in->act == LW_ACT_NONE && !in->up2 &&
+           lw_view_dense(&in->a) && in->a.g == out->g && in->a.n == out->n;
+}
+
+/* The number of channels and rows that a prologue gives. */
+static lw_view prologue_temp(lw_plan *plan, const lw_prologue *in, const lw_view *out) {
+    int32_t up = in->up2 ? 2 : 1, c = in->a.c + (lw_view_is(in->b) ? in->b.c : 0);
+    return lw_rec_temp(plan->lowered, in->a.dtype, out->g, out->n, in->a.h * up, in->a.w * up, c);
+}
+
+static lw_args *new_args(lw_plan *plan, lw_op *op, lw_op_kind kind, const char *name) {
+    lw_args *m = lw_arena_alloc(plan->arena, 1, sizeof *m);
+    *op = (lw_op){.kind = kind, .n_member = 1, .name = name, .m = m};
+    return m;
+}
+
+static lw_status lower_prologue(lw_plan *plan, lw_product_args *p, const char *name, lw_error *err) {
+    lw_op apply;
+    lw_args *m = new_args(plan, &apply, LW_OP_APPLY, name);
+    if (!m) return no_memory(plan, err);
+    lw_view made = prologue_temp(plan, &p->in, &p->out);
+    m->apply = (lw_apply_args){.in = p->in, .out = made};
+    LW_TRY(lower(plan, &apply, err));
+    p->in = (lw_prologue){.a = made, .b = LW_NO_VIEW, .norm = {.stats_a = LW_NO_VIEW, .stats_b = LW_NO_VIEW}};
+    return LW_OK;
+}
+
+/* The shortcut as a product of its own, whose output becomes the residual. */
+static lw_status lower_shortcut(lw_plan *plan, lw_product_args *p, const char *name, lw_error *err) {
+    lw_op product;
+    lw_args *m = new_args(plan, &product, LW_OP_CONV2D, name);
+    if (!m) return no_memory(plan, err);
+    lw_view made = lw_rec_temp(plan->lowered, p->out.dtype, p->out.g, p->out.n, p->out.h, p->out.w, p->out.c);
+    m->product = (lw_product_args){
+        .in = {.a = p->shortcut_a,
+               .b = p->shortcut_b,
+               .norm = {.gamma = LW_NO_PARAM, .beta = LW_NO_PARAM, .stats_a = LW_NO_VIEW, .stats_b = LW_NO_VIEW}},
+        .w = p->shortcut_w,
+        .bias = p->shortcut_bias,
+        .kh = 1,
+        .kw = 1,
+        .stride = 1,
+        .epi = {.addend = LW_NO_VIEW, .scale = LW_NO_VIEW, .residual = LW_NO_VIEW},
+        .shortcut_a = LW_NO_VIEW,
+        .shortcut_b = LW_NO_VIEW,
+        .shortcut_w = LW_NO_PARAM,
+        .shortcut_bias = LW_NO_PARAM,
+        .out = made};
+    LW_TRY(lower(plan, &product, err));
+    p->epi.residual = made;
+    p->shortcut_a = p->shortcut_b = LW_NO_VIEW;
+    p->shortcut_w = p->shortcut_bias = LW_NO_PARAM;
+    return LW_OK;
+}
+
+/* Takes off what the tactic does not take, from the first such field on; a shared or sliced residual is only for
+ * tactics that take everything. True if something was taken off; *rest then holds it. */
+static bool split_epilogue(const lw_tactic *t, lw_epilogue *epi, lw_epilogue *rest) {
+    *rest = (lw_epilogue){.addend = LW_NO_VIEW, .scale = LW_NO_VIEW, .residual = LW_NO_VIEW};
+    bool split = false;
+    if (lw_view_is(epi->addend) && !(t->takes & LW_TAKES_ADDEND)) split = true;
+    if (split) rest->addend = epi->addend, epi->addend = LW_NO_VIEW;
+    if (epi->act != LW_ACT_NONE && !(t->takes & (epi->act == LW_ACT_GEGLU ? LW_TAKES_GEGLU : LW_TAKES_ACT)))
+        split = true;
+    if (split) rest->act = epi->act, epi->act = LW_ACT_NONE;
+    if (lw_view_is(epi->scale) && !(t->takes & LW_TAKES_SCALE)) split = true;
+    if (split) rest->scale = epi->scale, epi->scale = LW_NO_VIEW;
+    if (lw_view_is(epi->residual) && (!(t->takes & LW_TAKES_RESIDUAL) || !lw_view_dense(&epi->residual))) split = true;
+    if (split) rest->residual = epi->residual, epi->residual = LW_NO_VIEW;
+    return split;
+}
+
+static lw_status lower_product(lw_plan *plan, const lw_op *op, const lw_tactic *t, lw_error *err) {
+    lw_op mine;
+    lw_args *m = new_args(plan, &mine, op->kind, op->name);
+    if (!m) return no_memory(plan, err);
+    *m = *op->m;
+    lw_product_args *p = &m->product;
+    if (lw_view_is(p->shortcut_a) && !(t->takes & LW_TAKES_SHORTCUT)) LW_TRY(lower_shortcut(plan, p, op->name, err));
+    if (!(t->takes & LW_TAKES_PROLOGUE) && !prologue_plain(&p->in, &p->out))
+        LW_TRY(lower_prologue(plan, p, op->name, err));
+    lw_epilogue rest;
+    bool split = split_epilogue(t, &p->epi, &rest);
+    lw_view final = p->out;
+    if (split) {
+        int32_t c = rest.act == LW_ACT_GEGLU ? final.c * 2 : final.c;
+        p->out = lw_rec_temp(plan->lowered, final.dtype, final.g, final.n, final.h, final.w, c);
+    }
+    if (!t->supports(plan->backend, plan->program->params, &mine))
+        return lw_fail(err, LW_EINTERNAL, "op %s: tactic %s takes it whole but not without what it does not take",
+                       op->name, t->name);
+    LW_TRY(add_step(plan, &mine, t, err));
+    if (!split) return LW_OK;
+    lw_op combine;
+    lw_args *cm = new_args(plan, &combine, LW_OP_COMBINE, op->name);
+    if (!cm) return no_memory(plan, err);
+    cm->combine = (lw_combine_args){.in = p->out, .epi = rest, .out = final};
+    return lower(plan, &combine, err);
+}
+
+static lw_status lower(lw_plan *plan, const lw_op *op, lw_error *err) {
+    const lw_backend *b = plan->backend;
+    for (int32_t i = 0; i < b->n_tactics; i++) {
+        const lw_tactic *t = b->tactics[i];
+        if (t->kind != op->kind || !t->supports(b, plan->program->params, op)) continue;
+        if (op->n_member > 1 && !(t->takes & LW_TAKES_MEMBERS)) {
+            for (int32_t k = 0; k < op->n_member; k++) {
+                lw_op one = {.kind = op->kind, .n_member = 1, .name = op->name, .m = &op->m[k]};
+                LW_TRY(lower(plan, &one, err));
+            }
+            return LW_OK;
+        }
+        if ((op->kind == LW_OP_CONV2D || op->kind == LW_OP_LINEAR) && t->takes != LW_TAKES_ALL)
+            return lower_product(plan, op, t, err);
+        return add_step(plan, op, t, err);
+    }
+    return lw_fail(err, LW_EINTERNAL, "op %s (%s): backend %s has no tactic for it", op->name, lw_op_name(op->kind),
+                   b->name);
+}
+
+/* ---- placing */
+
+typedef struct touch {
+    lw_plan *plan;
+    int32_t at;
+} touch;
+
+static void note_use(void *user, lw_view *v, bool written) {
+    touch *t = user;
+    (void)written;
+    if (!lw_view_is(*v)) return;
+    place *p = &t->plan->places[v->buf];
+    if (p->first < 0) p->first = t->at;
+    p->last = t->at;
+}
+
+static bool lives_overlap(const place *a, const place *b) { return a->first <= b->last && b->first <= a->last; }
+
+/* Lowest offset at which p overlaps none of the placed ones that live at the same time. order[0..n) are placed, sorted
+ * by offset. */
+static int64_t find_gap(const place *places, const int32_t *order, int32_t n, const place *p) {
+    int64_t off = 0;
+    for (int32_t i = 0; i < n; i++) {
+        const place *q = &places[order[i]];
+        if (!lives_overlap(p, q)) continue;
+        if (q->off >= off + p->bytes) break;
+        if (q->off + q->bytes > off) off = q->off + q->bytes;
+    }
+    return off;
+}
+
+static lw_status place_all(lw_plan *plan, lw_error *err) {
+    int32_t n = plan->n_places, n_placed = 0;
+    int32_t *todo = lw_alloc((size_t)n, sizeof *todo), *order = lw_alloc((size_t)n, sizeof *order);
+    lw_status status = todo && order ? LW_OK : no_memory(plan, err);
+    int32_t n_todo = 0;
+    for (int32_t i = 0; status == LW_OK && i < n; i++)
+        if (plan->places[i].temp && plan->places[i].first >= 0) todo[n_todo++] = i;
+    while (n_todo > 0 && status == LW_OK) {
+        int32_t best = 0;
+        for (int32_t i = 1; i < n_todo; i++)
+            if (plan->places[todo[i]].bytes > plan->places[todo[best]].bytes) best = i;
+        int32_t id = todo[best];
+        todo[best] = todo[--n_todo];
+        place *p = &plan->places[id];
+        p->off = find_gap(plan->places, order, n_placed, p);
+        if (p->off + p->bytes > plan->temp_bytes) plan->temp_bytes = p->off + p->bytes;
+        int32_t k = n_placed++;
+        for (; k > 0 && plan->places[order[k - 1]].off > p->off; k--) order[k] = order[k - 1];
+        order[k] = id;
+    }
+    lw_free(todo);
+    lw_free(order);
+    return status;
+}
+
+static lw_status lay_out(lw_plan *plan, lw_error *err) {
+    const lw_program *low = plan->lowered;
+    int32_t n_workspaces = 0;
+    for (int32_t i = 0; i < plan->n_steps; i++)
+        if (plan->steps[i].workspace_bytes) plan->steps[i].workspace = low->n_buffers + n_workspaces++;
+    plan->n_places = low->n_buffers + n_workspaces;
+    plan->places = lw_alloc((size_t)plan->n_places, sizeof *plan->places);
+    plan->bases = lw_alloc((size_t)plan->n_places, sizeof *plan->bases);
+    if (!plan->places || !plan->bases) return no_memory(plan, err);
+    for (int32_t i = 0; i < plan->n_places; i++) {
+        bool own = i < low->n_buffers;
+        plan->places[i] = (place){.first = -1,
+                                  .temp = !own || low->buffers[i].kind == LW_BUFFER_TEMP,
+                                  .bytes = own ? (int64_t)lw_round_up((size_t)low->buffers[i].bytes, 64) : 0};
+    }
+    for (int32_t i = 0; i < plan->n_steps; i++) {
+        step *s = &plan->steps[i];
+        touch t = {plan, i};
+        for (int32_t k = 0; k < s->op.n_member; k++) lw_op_views(s->op.kind, &s->op.m[k], note_use, &t);
+        if (s->workspace >= 0)
+            plan->places[s->workspace] =
+                (place){.temp = true, .bytes = (int64_t)lw_round_up(s->workspace_bytes, 64), .first = i, .last = i};
+    }
+    return place_all(plan, err);
+}
+
+/* ---- the plan */
+
+/* The lowered program begins with the recorded one's buffers, so that views keep their numbers. */
+static lw_status copy_buffers(lw_plan *plan, lw_error *err) {
+    const lw_program *from = plan->program;
+    lw_program *to = lw_program_new(from->name, from->params, from->act);
+    plan->lowered = to;
+    if (!to) return no_memory(plan, err);
+    to->buffers = lw_alloc((size_t)from->n_buffers, sizeof *to->buffers);
+    if (!to->buffers) return no_memory(plan, err);
+    if (from->n_buffers) memcpy(to->buffers, from->buffers, (size_t)from->n_buffers * sizeof *to->buffers);
+    to->n_buffers = to->cap_buffers = from->n_buffers;
+    return LW_OK;
+}
+
+lw_status lw_plan_make(lw_plan **out, lw_backend *backend, const lw_program *program, lw_error *err) {
+    if (program->status != LW_OK) return lw_fail(err, program->status, "%s", program->error.message);
+    lw_status status = LW_OK;
+    lw_plan *plan = lw_alloc(1, sizeof *plan);
+    if (!plan) return lw_fail(err, LW_ENOMEM, "no memory to plan program %s", program->name);
+    *plan = (lw_plan){.backend = backend, .program = program, .arena = lw_arena_new()};
+    if (!plan->arena) {
+        status = no_memory(plan, err);
+        goto out;
+    }
+    LW_GO(copy_buffers(plan, err));
+    for (int32_t i = 0; i < program->n_ops; i++) {
+        plan->flop += lw_op_cost(program->params, &program->ops[i]).flop;
+        LW_GO(lower(plan, &program->ops[i], err));
+    }
+    if (plan->lowered->status != LW_OK) {
+        status = lw_fail(err, plan->lowered->status, "%s", plan->lowered->error.message);
+        goto out;
+    }
+    for (int32_t i = 0; i < plan->n_steps; i++) {
+        step *s = &plan->steps[i];
+        LW_GO(s->tactic->prepare(backend, program->params, &s->op, &s->state, &s->workspace_bytes, err));
+    }
+    LW_GO(lay_out(plan, err));
+out:
+    if (status == LW_OK) *out = plan;
+    else lw_plan_free(plan);
+    return status;
+}
+
+void lw_plan_free(lw_plan *plan) {
+    if (!plan) return;
+    for (int32_t i = 0; i < plan->n_steps; i++)
+        if (plan->steps[i].state) plan->steps[i].tactic->release(plan->steps[i].state);
+    lw_free(plan->steps);
+    lw_free(plan->places);
+    lw_free(plan->bases);
+    lw_program_free(plan->lowered);
+    lw_arena_free(plan->arena);
+    lw_free(plan);
+}
+
+uint64_t lw_plan_temp_bytes(const lw_plan *plan) { return (uint64_t)plan->temp_bytes; }
+double lw_plan_flop(const lw_plan *plan) { return plan->flop; }
+
+static int32_t find_extern(const lw_plan *plan, const char *name) {
+    const lw_program *low = plan->lowered;
+    for (int32_t i = 0; i < low->n_buffers; i++)
+        if (low->buffers[i].kind == LW_BUFFER_EXTERN && !strcmp(low->buffers[i].name, name)) return i;
+    return -1;
+}
+
+int64_t lw_plan_extern_bytes(const lw_plan *plan, const char *name) {
+    int32_t i = find_extern(plan, name);
+    return i < 0 ? 0 : plan->lowered->buffers[i].bytes;
+}
+
+lw_status lw_plan_bind(lw_plan *plan, const char *name, void *address, lw_error *err) {
+    int32_t i = find_extern(plan, name);
+    if (i < 0) return lw_fail(err, LW_EINTERNAL, "program %s has no buffer named %s", plan->program->name, name);
+    plan->bases[i] = address;
+    return LW_OK;
+}
+
+void lw_plan_bind_temp(lw_plan *plan, void *temp) {
+    for (int32_t i = 0; i < plan->n_places; i++)
+        if (plan->places[i].temp) plan->bases[i] = (char *)temp + plan->places[i].off;
+}
+
+static lw_status run_step(lw_plan *plan, step *s, lw_error *err) {
+    lw_run run = {.bases = plan->bases, .workspace = s->workspace < 0 ? NULL : plan->bases[s->workspace]};
+    return s->tactic->run(plan->backend, plan->program->params, &s->op, s->state, &run, err);
+}
+
+lw_status lw_plan_run(lw_plan *plan, lw_error *err) {
+    for (int32_t i = 0; i < plan->n_steps; i++) LW_TRY(run_step(plan, &plan->steps[i], err));
+    return LW_OK;
+}
+
+lw_status lw_plan_run_timed(lw_plan *plan, lw_error *err) {
+    for (int32_t i = 0; i < plan->n_steps; i++) {
+        double begin = lw_now_ms();
+        LW_TRY(run_step(plan, &plan->steps[i], err));
+        plan->steps[i].ms = lw_now_ms() - begin;
+    }
+    return LW_OK;
+}
+
+int32_t lw_plan_n_ops(const lw_plan *plan) { return plan->n_steps; }
+
+lw_planned lw_plan_op(const lw_plan *plan, int32_t i) {
+    const step *s = &plan->steps[i];
+    return (lw_planned){.op = &s->op,
+                        .tactic = s->tactic,
+                        .workspace_bytes = s->workspace_bytes,
+                        .cost = lw_op_cost(plan->program->params, &s->op),
+                        .ms = s->ms};
+}
+
+uint64_t lw_plan_hash(const lw_plan *plan) {
+    uint64_t h = 0xcbf29ce484222325u; /* FNV-1a */
+    for (int32_t i = 0; i < plan->n_steps; i++)
+        for (const char *c = plan->steps[i].tactic->name;; c++) {
+            h = (h ^ (unsigned char)*c) * 0x100000001b3u;
+            if (!*c) break;
+        }
+    return h;
+}

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: MIT */
+#include "pipe/request.h"
+
+#include <math.h>
+#include <string.h>
+
+void lw_request_init(lw_request *r) {
+    *r = (lw_request){.size = sizeof *r,
+                      .prompt = "",
+                      .samples = 1,
+                      .steps = 20,
+                      .cfg_scale = 9,
+                      .seed = -1,
+                      .canny_low = 100,
+                      .canny_high = 200};
+}
+
+static lw_status in_range(const char *name, double v, double low, double high, lw_error *err) {
+    if (v >= low && v <= high) return LW_OK; /* NaN fails both */
+    return lw_fail(err, LW_EINVAL, "%s is %g, it must be from %g to %g", name, v, low, high);
+}
+
+static lw_status check_ranges(const lw_request *r, lw_error *err) {
+    if (r->size < sizeof *r)
+        return lw_fail(err, LW_EINVAL, "request has size %u, at least %zu is needed", r->size, sizeof *r);
+    LW_TRY(in_range("steps", r->steps, 1, 1000, err));
+    LW_TRY(in_range("cfg scale", r->cfg_scale, 0, 100, err));
+    LW_TRY(in_range("eta", r->eta, 0, 1, err));
+    LW_TRY(in_range("samples", r->samples, 1, 12, err));
+    LW_TRY(in_range("seed", (double)r->seed, -1, 4294967295.0, err));
+    LW_TRY(in_range("canny low", r->canny_low, 0, 10000, err));
+    LW_TRY(in_range("canny high", r->canny_high, 0, 10000, err));
+    LW_TRY(in_range("clip skip", r->clip_skip, 0, 12, err));
+    LW_TRY(in_range("control mode", r->control_mode, LW_CONTROL_BALANCED, LW_CONTROL_CONTROL, err));
+    LW_TRY(in_range("sampler", r->sampler, LW_SAMPLER_DDIM, LW_SAMPLER_LCM, err));
+    LW_TRY(in_range("scheduler", r->scheduler, LW_SCHEDULER_REFERENCE, LW_SCHEDULER_KARRAS, err));
+    LW_TRY(in_range("rng", r->rng, LW_RNG_CUDA, LW_RNG_CPU, err));
+    if (r->eta != 0 && r->sampler != LW_SAMPLER_DDIM)
+        return lw_fail(err, LW_EINVAL, "eta is %g, but only ddim uses it, not %s", r->eta, lw_sampler_name(r->sampler));
+    if (r->resolution) LW_TRY(in_range("resolution", r->resolution, 64, 8192, err));
+    if ((r->width != 0) != (r->height != 0))
+        return lw_fail(err, LW_EINVAL, "width is %d and height %d: give both or none", r->width, r->height);
+    if (r->width && r->resolution)
+        return lw_fail(err, LW_EINVAL, "resolution %d and size %dx%d are both given", r->resolution, r->width,
+                       r->height);
+    return LW_OK;
+}
+
+static lw_status resolve_controls(lw_job *job, const lw_engine *engine, const lw_request *r, lw_error *err) {
+    job->n_controls = engine->model.n_controls;
+    if (r->n_controls > (uint32_t)job->n_controls)
+        return lw_fail(err, LW_EINVAL, "%u controls are given, the model has %d ControlNets", r->n_controls,
+                       job->n_controls);
+    if (!job->n_controls)
+        return lw_fail(err, LW_EMODEL, "%s has no ControlNet: give one with --control-net", engine->model.config.name);
+    bool any_map = false;
+    for (int32_t k = 0; k < job->n_controls; k++) {
+        job->controls[k] =
+            k < (int32_t)r->n_controls ? r->controls[k] : (lw_control){.strength = 1, .start = 0, .end = 1};
+        const lw_control *c = &job->controls[k];
+        LW_TRY(in_range("control strength", c->strength, 0, 2, err));
+        LW_TRY(in_range("control start", c->start, 0, 1, err));
+        LW_TRY(in_range("control end", c->end, 0, 1, err));
+        any_map |= c->map != NULL;
+        if (!c->map && !r->image)
+            return lw_fail(err, LW_EINVAL, "control %d has neither a map nor a picture to take edges from", k);
+        if (c->map && !c->map->data) return lw_fail(err, LW_EINVAL, "the map of control %d is empty", k);
+    }
+    if (r->image && !r->image->data) return lw_fail(err, LW_EINVAL, "the picture is empty");
+    (void)any_map;
+    return LW_OK;
+}
+
+/* Sizes: exact, else by the short side of the picture; a ready map is used at its own size. */
+static lw_status resolve_size(lw_job *job, const lw_engine *engine, const lw_request *r, lw_error *err) {
+    int32_t multiple = 8 << (engine->model.unet.n_levels - 1);
+    if (r->width) {
+        LW_TRY(in_range("width", r->width, 64, 8192, err));
+        LW_TRY(in_range("height", r->height, 64, 8192, err));
+        job->width = r->width;
+        job->height = r->height;
+    } else if (job->controls[0].map && !r->resolution) {
+        job->width = job->controls[0].map->width;
+        job->height = job->controls[0].map->height;
+    } else {
+        const lw_image *from = r->image ? r->image : job->controls[0].map;
+        LW_TRY(lw_resize_target(from->width, from->height,
+                                r->resolution ? r->resolution : engine->model.config.resolution, &job->width,
+                                &job->height, err));
+    }
+    if (job->width % multiple || job->height % multiple || job->width < multiple || job->height < multiple)
+        return lw_fail(err, r->width ? LW_EINVAL : LW_EINPUT,
+                       "size %dx%d: both sides must be multiples of %d for this model", job->width, job->height,
+                       multiple);
+    return LW_OK;
+}
+
+lw_status lw_job_resolve(lw_job *job, const lw_engine *engine, const lw_request *r, lw_error *err) {
+    *job = (lw_job){.n = r->samples, .mode = r->control_mode, .clip_skip = r->clip_skip};
+    LW_TRY(check_ranges(r, err));
+    if (!r->prompt) return lw_fail(err, LW_EINVAL, "there is no prompt");
+    job->g = r->cfg_scale == 1.0 ? 1 : 2;
+    job->added = r->added_prompt ? r->added_prompt : engine->model.config.added_prompt;
+    job->negative = r->negative_prompt ? r->negative_prompt : engine->model.config.negative_prompt;
+    LW_TRY(resolve_controls(job, engine, r, err));
+    LW_TRY(resolve_size(job, engine, r, err));
+    lw_schedule_params params = {.sampler = r->sampler, .scheduler = r->scheduler, .steps = r->steps, .eta = r->eta};
+    return lw_schedule_make(&job->schedule, &params, err);
+}
+
+void lw_job_free(lw_job *job) { lw_schedule_free(&job->schedule); }
+
+/* A gray or any other picture at the job's size. */
+static lw_status fit(const lw_image *in, const lw_job *job, lw_image *rgb, lw_error *err) {
+    lw_image whole = {.size = sizeof whole};
+    LW_TRY(lw_image_to_rgb(in, &whole, err));
+    if (whole.width == job->width && whole.height == job->height) {
+        *rgb = whole;
+        return LW_OK;
+    }
+    lw_status status = lw_image_resize_to(&whole, job->width, job->height, rgb, err);
+    lw_image_free(&whole);
+    return status;
+}
+
+lw_status lw_job_map(const lw_job *job, const lw_request *r, int32_t k, lw_image *out, lw_error *err) {
+    const lw_image *map = job->controls[k].map;
+    if (map) return fit(map, job, out, err);
+    lw_image resized = {.size = sizeof resized}, edges = {.size = sizeof edges};
+    lw_status status = LW_OK;
+    LW_GO(fit(r->image, job, &resized, err));
+    LW_GO(lw_canny(&resized, r->canny_low, r->canny_high, &edges, err));
+    LW_GO(lw_image_to_rgb(&edges, out, err));
+out:
+    lw_image_free(&resized);
+    lw_image_free(&edges);
+    return status;
+}

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT
+ * pipe: one job from request to pictures: engine, session, schedules. Knows nets, image, text, base; must not name a
+ * backend (src/api.c opens one and hands it in). */
+#ifndef LW_SESSION_H
+#define LW_SESSION_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "nets/model.h"
+#include "ops/backend.h"
+
+struct lw_engine {
+    atomic_int refs;     /* the caller's and one for each session */
+    lw_backend *backend; /* owned */
+    lw_model model;
+    lw_params *params;
+    lw_tokenizer *tokenizer;
+    uint64_t max_memory;
+    double load_ms;
+    lw_log_fn log;
+    void *user;
+    char tactics_hash[20]; /* of the last plan made */
+    pthread_mutex_t lock;  /* of tactics_hash */
+};
+
+/* Takes over backend, also on failure. */
+lw_status lw_engine_make(lw_engine **out, lw_backend *backend, const lw_engine_params *params, lw_error *err);
+void lw_engine_unref(lw_engine *engine);
+
+#endif
