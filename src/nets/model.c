@@ -332,12 +332,14 @@ lw_status lw_model_open(lw_model *out, const char *path, const char *const *cont
     LW_GO(open_files(out, path, control_nets, n_control_nets, vae, err));
     LW_GO(read_text_and_vae(out, err));
     LW_GO(open_config(out, err));
-    LW_GO(read_layout(out, &out->unet, "unet.", true, err));
+    LW_GO(lw_model_read_unet(out, err));
     LW_GO(read_controls(out, err));
 out:
     if (status != LW_OK) lw_model_close(out);
     return status;
 }
+
+lw_status lw_model_read_unet(lw_model *m, lw_error *err) { return read_layout(m, &m->unet, "unet.", true, err); }
 
 void lw_model_close(lw_model *m) {
     lw_weights_close(&m->base);

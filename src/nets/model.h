@@ -52,6 +52,8 @@ typedef struct lw_model {
  * network is missing or has parts that are not a network of this family. */
 lw_status lw_model_open(lw_model *out, const char *path, const char *const *control_nets, int32_t n_control_nets,
                         const char *vae, lw_error *err);
+/* Reads only the UNet's layout of an open base file; for tests of a UNet by itself. */
+lw_status lw_model_read_unet(lw_model *model, lw_error *err);
 void lw_model_close(lw_model *model);
 lw_tensor_source lw_model_source(lw_model *model); /* borrows model */
 bool lw_model_has(const lw_model *model, const char *format, ...)
