@@ -75,7 +75,8 @@ static bool supports(const lw_backend *backend, const lw_params *params, const l
     if (op->n_member != 1 || p->out.dtype != LW_F32 || p->in.a.dtype != LW_F32) return false;
     if (!(is_matmul(p) ? rows_uniform(&p->out) : pictures_uniform(&p->out))) return false;
     const lw_view *addend = &p->epi.addend;
-    if (lw_view_is(*addend) && (addend->dtype != LW_F32 || addend->g * addend->n != 1)) return false;
+    bool shared = (addend->g == 1 || addend->sg == 0) && (addend->n == 1 || addend->sn == 0);
+    if (lw_view_is(*addend) && (addend->dtype != LW_F32 || !shared)) return false;
     return !lw_view_is(p->epi.residual) || p->epi.residual.dtype == LW_F32;
 }
 

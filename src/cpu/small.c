@@ -197,7 +197,7 @@ static void combine_rows(void *user, int64_t begin, int64_t end) {
     int32_t g, n, h;
     for (int64_t i = begin; i < end; i++) {
         split_row(i, &m->out, &g, &n, &h);
-        float s = scale ? scale[lw_view_index(&e->scale, g, 0, 0, 0)] : 1;
+        float s = scale ? scale[lw_view_index(&e->scale, g, n, 0, 0)] : 1;
         const float *a = addend ? addend + lw_view_index(&e->addend, g, n, 0, 0) : NULL;
         for (int32_t w = 0; w < m->out.w; w++)
             j->k->combine((const float *)lw_at(j->run, m->in) + lw_view_index(&m->in, g, n, h, w), a, e->act, s,

@@ -77,6 +77,13 @@ lw_prologue lw_layer_norm(const lw_net *net, const char *name, lw_view a) {
 /* Channels padded to 8: a tensor of 3 or 4 channels becomes a view of 8. */
 static int64_t padded(int64_t c) { return (c + 7) / 8 * 8; }
 
+/* Everything an epilogue reads, shared over g passes and n samples where it is one. */
+static void spread_epilogue(lw_epilogue *epi, int32_t g, int32_t n) {
+    lw_view *const views[] = {&epi->addend, &epi->scale, &epi->residual};
+    for (int i = 0; i < 3; i++)
+        if (lw_view_is(*views[i])) *views[i] = lw_view_samples(lw_view_guidance(*views[i], g), n);
+}
+
 lw_view lw_net_conv(const lw_net *net, const char *name, const lw_conv *conv) {
     lw_program *p = net->p;
     lw_view in = channels_of(conv->in);
@@ -118,7 +125,7 @@ lw_view lw_net_conv(const lw_net *net, const char *name, const lw_conv *conv) {
     a->stride = stride;
     a->pad_top = a->pad_left = conv->kernel / 2;
     a->epi = epi;
-    if (lw_view_is(epi.residual)) a->epi.residual = lw_view_samples(lw_view_guidance(epi.residual, g), n);
+    spread_epilogue(&a->epi, g, n);
     if (conv->shortcut) {
         int32_t c_in = conv->shortcut_a.c + (lw_view_is(conv->shortcut_b) ? conv->shortcut_b.c : 0);
         lw_prologue both = lw_cat(conv->shortcut_a, conv->shortcut_b);
@@ -162,7 +169,7 @@ lw_view lw_net_linear(const lw_net *net, const char *const *names, int32_t n_nam
     a->in = in;
     a->in.a = lw_view_guidance(in.a, g);
     a->epi = epi;
-    if (lw_view_is(epi.residual)) a->epi.residual = lw_view_guidance(epi.residual, g);
+    spread_epilogue(&a->epi, g, in.a.n);
     if (!lw_view_is(out)) out = lw_rec_temp(p, in.a.dtype, g, in.a.n, in.a.h, in.a.w, c);
     if (out.c != c)
         lw_program_fail(p, LW_EMODEL, "tensor %s%s.weight: %d outputs, expected %d", net->prefix, names[0], c, out.c);

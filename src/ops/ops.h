@@ -111,9 +111,9 @@ typedef struct lw_prologue {
 } lw_prologue;
 
 typedef struct lw_epilogue {
-    lw_view addend; /* [g|1,n|1,1,1,c] */
+    lw_view addend; /* [g,n,1,1,c] */
     lw_act act;
-    lw_view scale;    /* f32 [g|1,1,1,1,>=1]: its first channel is read */
+    lw_view scale;    /* f32 [g,n,1,1,>=1]: its first channel is read */
     lw_view residual; /* as out */
 } lw_epilogue;
 

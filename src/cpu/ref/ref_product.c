@@ -146,7 +146,7 @@ static void finish(const job *j, const lw_epilogue *epi, const double *y, const 
     const void *residual = lw_at(j->run, epi->residual), *addend = lw_at(j->run, epi->addend);
     const float *scale = lw_at(j->run, epi->scale);
     int32_t half = j->out->c; /* the gate's channels begin here */
-    double s = scale ? scale[lw_view_index(&epi->scale, g, 0, 0, 0)] : 1;
+    double s = scale ? scale[lw_view_index(&epi->scale, g, n, 0, 0)] : 1;
     int64_t io = lw_view_index(j->out, g, n, h, w), ia = addend ? lw_view_index(&epi->addend, g, n, 0, 0) : 0;
     int64_t ir = residual ? lw_view_index(&epi->residual, g, n, h, w) : 0;
     for (int32_t k = 0; k < count; k++) {
@@ -221,7 +221,7 @@ static void product_rows(void *user, int64_t begin, int64_t end) {
                     double shortcut[OUTPUTS] = {0};
                     shortcut_sum(j, shortcut, g, n, h, w, first, count);
                     const float *scale = lw_at(j->run, epi.scale);
-                    double s = scale ? scale[lw_view_index(&epi.scale, g, 0, 0, 0)] : 1;
+                    double s = scale ? scale[lw_view_index(&epi.scale, g, n, 0, 0)] : 1;
                     const void *addend = lw_at(j->run, epi.addend);
                     int64_t ia = addend ? lw_view_index(&epi.addend, g, n, 0, 0) + first : 0;
                     for (int32_t o = 0; o < count; o++) {
