@@ -1,0 +1,278 @@
+/* SPDX-License-Identifier: MIT
+ * The whole job through linework.h against PyTorch's on the same small random weights (tests/data/tiny/job.safetensors): final latents at most
+ * 1e-3 away after 20 steps, 99.9 % of the bytes within 1. Then what must not change them: threads, places in a batch, earlier jobs, cancels. */
+#include "fixture.h"
+
+#include "linework.h"
+
+static fixture job;
+
+static void ok(lw_status status, const lw_error *err) {
+    if (status != LW_OK) fail_msg("%s: %s", lw_status_name(status), err->message);
+}
+
+static lw_engine *open_engine(int threads) {
+    static const char model[] = LW_TEST_DATA "/tiny/model.safetensors";
+    lw_engine_params params;
+    lw_engine *engine = NULL;
+    lw_error err = {0};
+    lw_engine_params_init(&params);
+    params.model = model;
+    params.device = LW_DEVICE_CPU;
+    params.threads = threads;
+    ok(lw_engine_open(&engine, &params, &err), &err);
+    return engine;
+}
+
+/* The request that the fixture's jobs share; map must outlive it. */
+static lw_request base_request(lw_image *map, lw_control *control) {
+    union { const void *c; void *m; } edges = {fixture_data(&job, "edges", NULL)};
+    *map = (lw_image){.size = sizeof *map, .width = (int32_t)fixture_dim(&job, "edges", 1), .height = (int32_t)fixture_dim(&job, "edges", 0), .channels = 1,
+                      .stride = (size_t)fixture_dim(&job, "edges", 1), .data = edges.m};
+    *control = (lw_control){.map = map, .strength = 1, .start = 0, .end = 1};
+    lw_request r;
+    lw_request_init(&r);
+    r.prompt = "a red house and a yellow moon";
+    r.seed = 7;
+    r.controls = control;
+    r.n_controls = 1;
+    r.want_latents = 1;
+    return r;
+}
+
+static void generate(lw_session *session, const lw_request *r, lw_result *result) {
+    lw_error err = {0};
+    ok(lw_session_generate(session, r, result, &err), &err);
+}
+
+static void compare(const char *name, const lw_result *result) {
+    char key[64];
+    size_t n;
+    snprintf(key, sizeof key, "%s.latents", name);
+    const float *latents = fixture_data(&job, key, &n);
+    double worst = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d = fabs((double)result->latents[i] - (double)latents[i]);
+        if (!(d <= worst)) worst = d;
+    }
+    print_message("%-12s latents max abs error %.2e\n", name, worst);
+    if (!(worst <= 1e-3)) fail_msg("%s: latents are %g away, at most 1e-3", name, worst);
+    snprintf(key, sizeof key, "%s.bytes", name);
+    if (!json_object_get(job.header, key)) return;
+    const uint8_t *bytes = fixture_data(&job, key, &n);
+    assert_int_equal(n, (size_t)result->width * (size_t)result->height * 3);
+    assert_bytes_close(name, result->images[0].data, bytes, n);
+}
+
+static void same_as_pytorch(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        double cfg, strength, eta, start, end;
+        lw_control_mode mode;
+        int steps, samples;
+    } cases[] = {
+        {"ddim", 9, 1, 0, 0, 1, LW_CONTROL_BALANCED, 20, 1},       {"scale1", 1, 1, 0, 0, 1, LW_CONTROL_BALANCED, 20, 1},
+        {"guess", 4, 1, 0, 0, 1, LW_CONTROL_CONTROL, 20, 1},       {"prompt_mode", 9, 1, 0, 0, 1, LW_CONTROL_PROMPT, 20, 1},
+        {"eta1", 9, 1, 1, 0, 1, LW_CONTROL_BALANCED, 20, 1},       {"strength05", 9, 0.5, 0, 0, 1, LW_CONTROL_BALANCED, 20, 1},
+        {"strength0", 9, 0, 0, 0, 1, LW_CONTROL_BALANCED, 20, 1},  {"window", 9, 1, 0, 0.25, 0.75, LW_CONTROL_BALANCED, 20, 1},
+        {"steps15", 9, 1, 0, 0, 1, LW_CONTROL_BALANCED, 15, 1},    {"batch2", 9, 1, 0, 0, 1, LW_CONTROL_BALANCED, 20, 2},
+    };
+    lw_engine *engine = open_engine(2);
+    lw_session *session = NULL;
+    lw_error err = {0};
+    ok(lw_session_open(&session, engine, &err), &err);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        lw_image map;
+        lw_control control;
+        lw_request r = base_request(&map, &control);
+        lw_result result;
+        r.cfg_scale = cases[i].cfg;
+        r.eta = cases[i].eta;
+        r.steps = cases[i].steps;
+        r.samples = cases[i].samples;
+        r.control_mode = cases[i].mode;
+        control.strength = cases[i].strength;
+        control.start = cases[i].start;
+        control.end = cases[i].end;
+        generate(session, &r, &result);
+        assert_int_equal(result.steps, cases[i].steps == 15 ? 16 : 20); /* the reference's spacing */
+        compare(cases[i].name, &result);
+        lw_result_free(&result);
+    }
+    lw_session_close(&session);
+    lw_engine_close(&engine);
+}
+
+static void assert_same_picture(const lw_result *a, uint32_t i, const lw_result *b, uint32_t k) {
+    size_t n = (size_t)a->width * (size_t)a->height * 3, latents = (size_t)a->width * (size_t)a->height / 16;
+    assert_memory_equal(a->images[i].data, b->images[k].data, n);
+    assert_memory_equal(a->latents + i * latents, b->latents + k * latents, latents * sizeof(float));
+}
+
+/* 1 and 2 threads, and every place in a batch: the same bits. */
+static void same_bits(void **state) {
+    (void)state;
+    lw_image map;
+    lw_control control;
+    lw_request r = base_request(&map, &control);
+    lw_result results[3];
+    lw_error err = {0};
+    float *same = NULL;
+    r.steps = 4;
+    for (int threads = 1; threads <= 2; threads++) {
+        lw_engine *engine = open_engine(threads);
+        lw_session *session = NULL;
+        ok(lw_session_open(&session, engine, &err), &err);
+        generate(session, &r, &results[threads]);
+        if (threads == 2) { /* three samples that begin with the same noise */
+            size_t n = (size_t)map.width * (size_t)map.height / 16;
+            same = malloc(3 * n * sizeof *same);
+            for (size_t i = 0; i < 3 * n; i++) same[i] = ((const float *)fixture_data(&job, "x_T", NULL))[i % n];
+            r.samples = 3;
+            r.init_latents = same;
+            generate(session, &r, &results[0]);
+        }
+        lw_session_close(&session);
+        lw_engine_close(&engine);
+    }
+    assert_same_picture(&results[1], 0, &results[2], 0);
+    assert_same_picture(&results[0], 0, &results[0], 1);
+    assert_same_picture(&results[0], 0, &results[0], 2);
+    assert_same_picture(&results[0], 0, &results[1], 0);
+    for (int i = 0; i < 3; i++) lw_result_free(&results[i]);
+    free(same);
+}
+
+typedef struct stopper { lw_stage stage; int step, calls; } stopper;
+
+static int stop_at(void *user, lw_stage stage, int32_t step, int32_t n) {
+    stopper *s = user;
+    (void)n;
+    s->calls++;
+    return stage == s->stage && step == s->step;
+}
+
+/* A cancel at any step ends the job; the next one on the same session is as if nothing had been. Other shapes in between do not matter either. */
+static void cancels_leave_no_trace(void **state) {
+    (void)state;
+    lw_image map;
+    lw_control control;
+    lw_request r = base_request(&map, &control);
+    lw_engine *engine = open_engine(2);
+    lw_session *session = NULL;
+    lw_result first, again;
+    lw_error err = {0};
+    r.steps = 5;
+    ok(lw_session_open(&session, engine, &err), &err);
+    generate(session, &r, &first);
+    for (int step = 0; step <= 5; step++) {
+        stopper s = {.stage = LW_STAGE_STEPS, .step = step};
+        r.progress = stop_at;
+        r.user = &s;
+        assert_int_equal(lw_session_generate(session, &r, &again, &err), LW_ECANCEL);
+        assert_null(again.images);
+        assert_true(s.calls > 0);
+        r.progress = NULL;
+        if (step % 2) { /* another shape, another number of passes */
+            lw_request other = r;
+            other.width = other.height = 64;
+            other.cfg_scale = 1;
+            generate(session, &other, &again);
+            lw_result_free(&again);
+        }
+        generate(session, &r, &again);
+        assert_same_picture(&first, 0, &again, 0);
+        lw_result_free(&again);
+    }
+    lw_result_free(&first);
+    lw_session_close(&session);
+    lw_engine_close(&engine);
+}
+
+static void refuses(lw_session *session, const lw_request *r, lw_status want, const char *word) {
+    lw_error err = {0};
+    lw_result result;
+    assert_int_equal(lw_session_generate(session, r, &result, &err), want);
+    if (!strstr(err.message, word)) fail_msg("\"%s\" does not name %s", err.message, word);
+    assert_int_equal(result.n_images, 0);
+}
+
+static void bad_requests(void **state) {
+    (void)state;
+    lw_image map;
+    lw_control control;
+    const lw_request good = base_request(&map, &control);
+    lw_engine *engine = open_engine(1);
+    lw_session *session = NULL;
+    lw_error err = {0};
+    ok(lw_session_open(&session, engine, &err), &err);
+#define BAD(field, value, status, word)        \
+    do {                                       \
+        lw_request r = good;                   \
+        r.field = (value);                     \
+        refuses(session, &r, status, word);    \
+    } while (0)
+    BAD(steps, 0, LW_EINVAL, "steps");
+    BAD(steps, 1000000000, LW_EINVAL, "steps");
+    BAD(steps, 3, LW_EINVAL, "3");
+    BAD(cfg_scale, NAN, LW_EINVAL, "cfg");
+    BAD(cfg_scale, INFINITY, LW_EINVAL, "cfg");
+    BAD(eta, -0.1, LW_EINVAL, "eta");
+    BAD(samples, 13, LW_EINVAL, "samples");
+    BAD(seed, -2, LW_EINVAL, "seed");
+    BAD(canny_low, NAN, LW_EINVAL, "canny");
+    BAD(width, 64, LW_EINVAL, "height");
+    BAD(prompt, NULL, LW_EINVAL, "prompt");
+    BAD(prompt, "\xff", LW_EINPUT, "UTF-8");
+    BAD(n_controls, 2, LW_EINVAL, "control");
+    BAD(n_controls, 0, LW_EINVAL, "map");
+    BAD(resolution, 63, LW_EINVAL, "resolution");
+#undef BAD
+    control.strength = NAN;
+    refuses(session, &good, LW_EINVAL, "strength");
+    control.strength = 1;
+    lw_request r = good;
+    r.width = 72;
+    r.height = 64;
+    refuses(session, &r, LW_EINVAL, "72x64");
+    lw_session_close(&session);
+    lw_engine_close(&engine);
+}
+
+static void estimate_is_right(void **state) {
+    (void)state;
+    lw_image map;
+    lw_control control;
+    lw_request r = base_request(&map, &control);
+    lw_engine *engine = open_engine(1);
+    lw_plan_info info = {.size = sizeof info};
+    lw_error err = {0};
+    ok(lw_estimate(engine, &r, &info, &err), &err);
+    assert_int_equal(info.width, 128);
+    assert_int_equal(info.height, 64);
+    assert_int_equal(info.steps, 20);
+    assert_true(info.weights_bytes > 1 << 20 && info.activations_bytes > 0 && info.gflop > 0.1);
+    assert_int_equal(info.total_bytes, info.weights_bytes + info.activations_bytes + info.tables_bytes);
+    lw_engine_close(&engine);
+}
+
+static int open_fixture(void **state) {
+    (void)state;
+    job = fixture_open("tiny/job.safetensors");
+    return 0;
+}
+
+static int close_fixture(void **state) {
+    (void)state;
+    fixture_close(&job);
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(same_as_pytorch), cmocka_unit_test(same_bits),         cmocka_unit_test(cancels_leave_no_trace),
+        cmocka_unit_test(bad_requests),    cmocka_unit_test(estimate_is_right),
+    };
+    return cmocka_run_group_tests(tests, open_fixture, close_fixture);
+}
