@@ -259,7 +259,7 @@ static void estimate_is_right(void **state) {
 
 static int open_fixture(void **state) {
     (void)state;
-    job = fixture_open("tiny/job.safetensors");
+    job = fixture_open("tiny/job");
     return 0;
 }
 

@@ -137,7 +137,7 @@ static void check_text(bench *b, const fixture *x, int32_t skip, const char *wan
 }
 
 static void check_hint(bench *b) {
-    fixture x = fixture_open("tiny/hint.safetensors");
+    fixture x = fixture_open("tiny/hint");
     int h = (int)fixture_dim(&x, "hint", 2), w = (int)fixture_dim(&x, "hint", 3), c = (int)fixture_dim(&x, "out", 1);
     const float *hint = fixture_data(&x, "hint", NULL);
     lw_record_hint(record(b, "hint"), &b->model, 0, h / 8, w / 8);
@@ -295,7 +295,7 @@ static void check_step(bench *b, const fixture *x, bool control, const char *wan
 }
 
 static void check_vae(bench *b) {
-    fixture x = fixture_open("tiny/vae.safetensors");
+    fixture x = fixture_open("tiny/vae");
     int h = (int)fixture_dim(&x, "latent", 2), w = (int)fixture_dim(&x, "latent", 3);
     lw_program *p = record(b, "decode");
     lw_record_decode(p, &b->model, 1, h, w);
@@ -316,9 +316,9 @@ static void check_networks(bool references) {
     lw_error err;
     open_model(&b, references);
     ok(lw_model_check(&b.model, b.params, &err), &err);
-    fixture clip = fixture_open("tiny/clip.safetensors"), res = fixture_open("tiny/resblock.safetensors");
-    fixture tr = fixture_open("tiny/transformer.safetensors"), unet = fixture_open("tiny/unet.safetensors"),
-            control = fixture_open("tiny/control.safetensors");
+    fixture clip = fixture_open("tiny/clip"), res = fixture_open("tiny/resblock");
+    fixture tr = fixture_open("tiny/transformer"), unet = fixture_open("tiny/unet"),
+            control = fixture_open("tiny/control");
     check_text(&b, &clip, 0, "hidden");
     check_text(&b, &clip, 2, "hidden_skip2");
     check_hint(&b);
@@ -358,7 +358,7 @@ static void small_residual_stream(void **state) {
         ok(lw_model_read_unet(&b.model, &err), &err);
         lw_tensor_source source = lw_model_source(&b.model);
         ok(lw_params_new(&b.params, &source, &err), &err);
-        fixture x = fixture_open("tiny/small.safetensors");
+        fixture x = fixture_open("tiny/small");
         check_step(&b, &x, false, "eps", 1e-4, NULL);
         fixture_close(&x);
         close_bench(&b);
