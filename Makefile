@@ -12,8 +12,17 @@ demo: build
 	build/bin/linework demo
 
 test: build
-	ctest --test-dir build --output-on-failure -j2
+	ctest --test-dir build --output-on-failure -j2 -LE slow
 	tools/asan_test
+
+# What takes long or needs PyPI.
+test-all: test
+	ctest --test-dir build --output-on-failure -L slow
+	tools/tsan_test
+	tools/analyze
+	tools/abi_check
+	tools/fuzz 60
+	tools/check_pypi
 
 asan:
 	cmake --preset asan && cmake --build --preset asan && ctest --test-dir build/asan --output-on-failure -j2
