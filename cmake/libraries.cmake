@@ -35,6 +35,7 @@ pkg_check_modules(MD IMPORTED_TARGET libmd)
 if(MD_FOUND)
   target_link_libraries(lw_cli_libraries INTERFACE PkgConfig::MD)
   target_compile_definitions(lw_cli_libraries INTERFACE LW_HAVE_MD=1)
+  target_compile_definitions(lw_cli_libraries INTERFACE LW_HAVE_MD=1)
 endif()
 
 set(LW_HAVE_ONEDNN OFF)

@@ -216,6 +216,9 @@ typedef struct lw_engine_info {
 
 LW_API lw_status lw_engine_get_info(const lw_engine *engine, lw_engine_info *info, lw_error *err);
 
+/* The tokenizer of the engine's text encoder; borrowed until the engine is closed. */
+LW_API const lw_tokenizer *lw_engine_tokenizer(const lw_engine *engine);
+
 /* What a model file or folder is, as one JSON object (layout, networks, tensors, dtypes, bytes, metadata), read from
  * its headers alone. *json is freed with lw_free. LW_EMODEL: not a model, or it holds no known network. */
 LW_API lw_status lw_model_info(const char *path, char **json, lw_error *err);
@@ -318,6 +321,53 @@ LW_API lw_status lw_session_generate(lw_session *session, const lw_request *requ
 /* The number of steps that the reference's spacing runs for a request of `steps`. LW_EINVAL where the reference itself
  * fails, naming the nearest that work. */
 LW_API lw_status lw_reference_steps(int32_t steps, int32_t *actual, lw_error *err);
+
+/* ------------------------------------------------------- a picture's text ---- */
+
+/* What a picture's text says beside the request and the engine; only the caller knows it. No path is ever stored. */
+typedef struct lw_infotext_extra {
+    uint32_t size;
+    int32_t index;                     /* which of the request's samples, from 0 */
+    const char *model_hash;            /* SHA-256 of the model file, hex; NULL: unknown */
+    const char *vae;                   /* names of files that replace the model's own; NULL: none does */
+    const char *const *control_nets;   /* one for each control; NULL: the model's own */
+    const char *image_sha256;          /* of the input picture's file; NULL: none or unknown */
+    const char *const *control_sha256; /* of each control's map; NULL: none; entries may be NULL */
+    const char *init_latents_sha256;   /* NULL: the seed's own noise was used */
+} lw_infotext_extra;
+
+LW_API void lw_infotext_extra_init(lw_infotext_extra *extra);
+
+/* Makes the two text fields of a picture: "parameters" in A1111's form and "linework", a JSON object of every
+ * parameter. result: seed and size of what was made; request: as it was given. extra may be NULL. Free *fields with
+ * lw_fields_free. */
+LW_API lw_status lw_infotext_make(const lw_engine_info *engine, const lw_request *request, const lw_result *result,
+                                  const lw_infotext_extra *extra, lw_fields *fields, lw_error *err);
+
+typedef struct lw_infotext {
+    uint32_t size;                     /* the caller's sizeof(lw_infotext) */
+    void *storage;                     /* the library's */
+    lw_request *request;               /* ready to run but for its picture; everything here is owned by the struct */
+    uint32_t n_controls;               /* of the names and hashes, as in the request */
+    const char *const *control_nets;   /* a name or NULL (the model's own) each */
+    const char *const *control_sha256; /* a hash or NULL (edges of the picture) each */
+    const char *model, *model_hash;    /* here and below NULL: not said */
+    const char *vae;
+    const char *image_sha256, *init_latents_sha256;
+    const char *device, *precision; /* "cpu", "fp32" */
+    const char *tactics_hash;
+    const char *version;   /* "linework 0.1.0" */
+    int32_t width, height; /* of the picture; 0: not said */
+    int32_t index;
+    int32_t foreign;     /* non-zero: read from "parameters", whose prompt is split at its last ", " */
+    const char *remarks; /* a line for everything that could not be taken up; "" */
+} lw_infotext;
+
+/* Reads a picture's parameters: "linework" if it is there, else "parameters", of linework or of any program that
+ * writes A1111's form. What the second does not say keeps lw_request_init's value. LW_EINPUT: there is neither, or
+ * "linework" is damaged or holds a value out of its range. Free with lw_infotext_free. */
+LW_API lw_status lw_infotext_read(const lw_fields *fields, lw_infotext *out, lw_error *err);
+LW_API void lw_infotext_free(lw_infotext *infotext);
 
 /* ------------------------------------------------------------- names ---- */
 

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: MIT
+ * Progress on standard error: on a terminal one line that is drawn again, with rate and time left; elsewhere a line a
+ * stage and one for every tenth of the steps. Also the signals, which end a job through the progress callback. */
+#include "cli.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int number) {
+    (void)number;
+    interrupted = 1;
+}
+
+void cli_catch_signals(void) {
+    /* The first asks to stop at the next step; the handler is then gone, so that a second one stops at once. No
+     * SA_RESTART: a read of standard input has to return. */
+    struct sigaction stop = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND};
+    struct sigaction ignore = {.sa_handler = SIG_IGN};
+    sigemptyset(&stop.sa_mask);
+    sigemptyset(&ignore.sa_mask);
+    struct sigaction before;
+    /* A job started in the background by a shell has SIGINT ignored, and is not to be stopped by it. */
+    if (sigaction(SIGINT, NULL, &before) == 0 && before.sa_handler != SIG_IGN) sigaction(SIGINT, &stop, NULL);
+    sigaction(SIGTERM, &stop, NULL);
+    sigaction(SIGPIPE, &ignore, NULL);
+}
+
+bool cli_interrupted(void) { return interrupted != 0; }
+
+void cli_hold_signals(bool hold) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigprocmask(hold ? SIG_BLOCK : SIG_UNBLOCK, &set, NULL);
+}
+
+static const char *const stage_names[] = {
+    [LW_STAGE_LOAD] = "load",   [LW_STAGE_CANNY] = "edges",   [LW_STAGE_TEXT] = "text", [LW_STAGE_HINT] = "hint",
+    [LW_STAGE_STEPS] = "steps", [LW_STAGE_DECODE] = "decode", [LW_STAGE_DONE] = "done",
+};
+
+void cli_progress_init(cli_progress *progress, cli_volume volume, bool stage_times) {
+    const char *no_color = getenv("NO_COLOR"), *term = getenv("TERM");
+    *progress = (cli_progress){.volume = volume, .stage_times = stage_times};
+    progress->terminal = isatty(STDERR_FILENO) && term && strcmp(term, "dumb") != 0;
+    progress->colour = progress->terminal && !(no_color && *no_color);
+}
+
+static void time_left(double seconds, char *out, size_t size) {
+    if (seconds < 60) snprintf(out, size, "%.0f s", seconds);
+    else if (seconds < 3600)
+        snprintf(out, size, "%.0f min %02.0f s", (double)(long)(seconds / 60),
+                 seconds - 60.0 * (double)(long)(seconds / 60));
+    else snprintf(out, size, "%.1f h", seconds / 3600);
+}
+
+/* "12/20  3.14 steps/s  3 s left"; the rate leaves out the first step, which also pays for what is made once. */
+static void describe_steps(const cli_progress *p, int32_t step, int32_t n_steps, char *out, size_t size) {
+    double seconds = (cli_now_ms() - p->steps_ms) / 1e3;
+    int32_t done = step - p->first_step;
+    if (done <= 0 || seconds <= 0) {
+        snprintf(out, size, "%d/%d", step, n_steps);
+        return;
+    }
+    char left[32], rate[32];
+    double each = seconds / done;
+    time_left(each * (n_steps - step), left, sizeof left);
+    if (each < 1) snprintf(rate, sizeof rate, "%.2f steps/s", 1 / each);
+    else snprintf(rate, sizeof rate, "%.2f s a step", each);
+    snprintf(out, size, "%d/%d  %s  %s left", step, n_steps, rate, left);
+}
+
+static void draw_bar(const cli_progress *p, int32_t step, int32_t n_steps, const char *text) {
+    struct winsize window = {0};
+    int columns = ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 0 ? window.ws_col : 80;
+    int width = columns - 10 - (int)strlen(text) - 4;
+    if (width > 40) width = 40;
+    fputs("\r\033[K", stderr);
+    if (width < 5) {
+        fprintf(stderr, "steps %s", text);
+    } else {
+        int full = (int)((int64_t)width * step / n_steps);
+        fprintf(stderr, "steps   [%s", p->colour ? "\033[32m" : "");
+        for (int i = 0; i < width; i++) fputc(i < full ? '#' : '.', stderr);
+        fprintf(stderr, "%s] %s", p->colour ? "\033[0m" : "", text);
+    }
+    fflush(stderr);
+}
+
+static void end_stage(cli_progress *p) {
+    if (!p->begun || p->volume == CLI_QUIET || p->stage == LW_STAGE_DONE) return;
+    if (p->terminal) fputs("\r\033[K", stderr);
+    double ms = cli_now_ms() - p->stage_ms;
+    if (p->stage_times || !p->terminal)
+        fprintf(stderr, "%-7s %.*f s\n", stage_names[p->stage], ms < 1e4 ? 3 : 1, ms / 1e3);
+    fflush(stderr);
+}
+
+int cli_progress_show(cli_progress *p, lw_stage stage, int32_t step, int32_t n_steps) {
+    char text[96];
+    if ((size_t)stage >= sizeof stage_names / sizeof *stage_names) return cli_interrupted();
+    if (!p->begun || stage != p->stage) {
+        end_stage(p);
+        p->begun = true;
+        p->stage = stage;
+        p->stage_ms = p->steps_ms = cli_now_ms();
+        p->first_step = step;
+        p->said = 0;
+        if (p->volume != CLI_QUIET && p->terminal && stage != LW_STAGE_STEPS && stage != LW_STAGE_DONE) {
+            fprintf(stderr, "\r\033[K%s...", stage_names[stage]);
+            fflush(stderr);
+        }
+    }
+    if (stage == LW_STAGE_STEPS && n_steps > 0) {
+        if (step == 1 && n_steps > 1) p->first_step = 1, p->steps_ms = cli_now_ms();
+        describe_steps(p, step, n_steps, text, sizeof text);
+        if (p->volume == CLI_QUIET) {
+        } else if (p->terminal) {
+            draw_bar(p, step, n_steps, text);
+        } else if (step > 0 && (int64_t)step * 10 / n_steps > (int64_t)p->said * 10 / n_steps) {
+            fprintf(stderr, "step    %s\n", text);
+            p->said = step;
+        }
+    }
+    return cli_interrupted();
+}
+
+void cli_progress_end(cli_progress *p) {
+    end_stage(p);
+    p->begun = false;
+}
