@@ -112,10 +112,12 @@ static float draw_scalar(lw_noise *noise) {
     return (float)(r * cos(TAU * u1));
 }
 
-/* 16 uniforms to 16 normals: j pairs with j + 8. */
+/* 16 uniforms to 16 normals: j pairs with j + 8. The angle is a float in PyTorch: its rounding is most of what would
+ * differ. */
 static void normal_16(float *d) {
     for (int j = 0; j < 8; j++) {
-        double r = sqrt(-2 * log((double)(1 - d[j]))), theta = TAU * (double)d[j + 8];
+        float angle = (float)TAU * d[j + 8];
+        double r = sqrt(-2 * log((double)(1 - d[j]))), theta = (double)angle;
         d[j] = (float)(r * cos(theta));
         d[j + 8] = (float)(r * sin(theta));
     }
