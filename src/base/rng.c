@@ -17,8 +17,7 @@ void lw_noise_init(lw_noise *noise, lw_rng kind, uint64_t seed) {
     if (kind != LW_RNG_CPU) return;
     /* PyTorch seeds its mt19937 with the low 32 bits. */
     noise->mt[0] = (uint32_t)seed;
-    for (uint32_t i = 1; i < 624; i++)
-        noise->mt[i] = 1812433253u * (noise->mt[i - 1] ^ (noise->mt[i - 1] >> 30)) + i;
+    for (uint32_t i = 1; i < 624; i++) noise->mt[i] = 1812433253u * (noise->mt[i - 1] ^ (noise->mt[i - 1] >> 30)) + i;
     noise->mt_index = 624;
 }
 
@@ -141,10 +140,8 @@ static void draw_mt(lw_noise *noise, float *out, size_t n) {
 }
 
 void lw_noise_draw(lw_noise *noise, float *out, size_t n) {
-    if (noise->kind == LW_RNG_CPU)
-        draw_mt(noise, out, n);
-    else
-        draw_philox(noise, out, n);
+    if (noise->kind == LW_RNG_CPU) draw_mt(noise, out, n);
+    else draw_philox(noise, out, n);
 }
 
 lw_status lw_random_seed(int64_t *seed, lw_error *err) {
