@@ -17,8 +17,7 @@ void lw_noise_init(lw_noise *noise, lw_rng kind, uint64_t seed) {
     if (kind != LW_RNG_CPU) return;
     /* PyTorch seeds its mt19937 with the low 32 bits. */
     noise->mt[0] = (uint32_t)seed;
-    for (uint32_t i = 1; i < 624; i++)
-        noise->mt[i] = 1812433253u * (noise->mt[i - 1] ^ (noise->mt[i - 1] >> 30)) + i;
+    for (uint32_t i = 1; i < 624; i++) noise->mt[i] = 1812433253u * (noise->mt[i - 1] ^ (noise->mt[i - 1] >> 30)) + i;
     noise->mt_index = 624;
 }
 
@@ -112,10 +111,12 @@ static float draw_scalar(lw_noise *noise) {
     return (float)(r * cos(TAU * u1));
 }
 
-/* 16 uniforms to 16 normals: j pairs with j + 8. */
+/* 16 uniforms to 16 normals: j pairs with j + 8. The angle is a float in PyTorch: its rounding is most of what would
+ * differ. */
 static void normal_16(float *d) {
     for (int j = 0; j < 8; j++) {
-        double r = sqrt(-2 * log((double)(1 - d[j]))), theta = TAU * (double)d[j + 8];
+        float angle = (float)TAU * d[j + 8];
+        double r = sqrt(-2 * log((double)(1 - d[j]))), theta = (double)angle;
         d[j] = (float)(r * cos(theta));
         d[j + 8] = (float)(r * sin(theta));
     }
@@ -139,10 +140,8 @@ static void draw_mt(lw_noise *noise, float *out, size_t n) {
 }
 
 void lw_noise_draw(lw_noise *noise, float *out, size_t n) {
-    if (noise->kind == LW_RNG_CPU)
-        draw_mt(noise, out, n);
-    else
-        draw_philox(noise, out, n);
+    if (noise->kind == LW_RNG_CPU) draw_mt(noise, out, n);
+    else draw_philox(noise, out, n);
 }
 
 lw_status lw_random_seed(int64_t *seed, lw_error *err) {

@@ -18,7 +18,8 @@ typedef struct lw_row {
     float h_x, h_e;
     float x_x, x_e, x_h[3], x_y, x_n;
     float y_x, y_e, y_h[3], y_y;
-    float pad;
-} lw_row; /* 20 words: rows stay 16-byte aligned */
+    float pad[2];
+} lw_row;
+_Static_assert(sizeof(lw_row) == 80, "rows of a table stay 16-byte aligned");
 
 #endif
