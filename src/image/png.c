@@ -68,15 +68,22 @@ static uint32_t u32(const uint8_t *p) {
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
 }
 
-/* libpng ignores an APNG's later frames or, patched, reads them: the answer should not depend on it. */
-static bool is_animation(const uint8_t *bytes, size_t n) {
+/* Walks the chunks before libpng does. It allocates what a chunk's length says before it knows that the file ends, and
+ * it ignores an APNG's later frames or, patched, reads them: neither should be left to it. */
+static lw_status check_chunks(const uint8_t *bytes, size_t n, const char *name, lw_error *err) {
     for (size_t at = 8; n - at >= 12;) {
+        const uint8_t *type = bytes + at + 4;
         uint32_t length = u32(bytes + at);
-        if (memcmp(bytes + at + 4, "acTL", 4) == 0) return true;
-        if (memcmp(bytes + at + 4, "IDAT", 4) == 0 || length > n - at - 12) return false;
+        if (length > n - at - 12)
+            return lw_fail(err, LW_EINPUT,
+                           "%s: the PNG is damaged or cut short: the chunk at byte %zu says %u bytes, the file has %zu",
+                           name, at, length, n - at - 12);
+        if (memcmp(type, "acTL", 4) == 0)
+            return lw_fail(err, LW_EINPUT, "%s: is an animated PNG, want one picture", name);
+        if (memcmp(type, "IEND", 4) == 0) return LW_OK;
         at += 12 + (size_t)length;
     }
-    return false;
+    return lw_fail(err, LW_EINPUT, "%s: the PNG is cut short: it has no IEND within its %zu bytes", name, n);
 }
 
 /* Asks libpng for rows of 8-bit gray, RGB or RGBA; palette indices stay indices. */
@@ -181,7 +188,7 @@ lw_status lw_png_decode(const uint8_t *bytes, size_t n, const char *name, lw_ima
         return lw_fail(err, LW_EINPUT, "%s: the PNG's header is damaged or cut short (%zu bytes)", name, n);
     /* Before libpng, whose own refusal would not name the numbers. */
     LW_TRY(lw_image_check_sides(u32(bytes + 16), u32(bytes + 20), name, err));
-    if (is_animation(bytes, n)) return lw_fail(err, LW_EINPUT, "%s: is an animated PNG, want one picture", name);
+    LW_TRY(check_chunks(bytes, n, name, err));
     bool ok = false;
     r.png = png_create_read_struct_2(PNG_LIBPNG_VER_STRING, r.message, on_error, on_warning, &r.no_memory, allocate,
                                      release);
