@@ -56,16 +56,21 @@ typedef struct machine {
 
 /* ---- values and the stack */
 
+/* These return what they say, and do not pass on lw_fail's value, so that the compiler sees that nothing is used unset.
+ */
 static lw_status damaged(const machine *m, const char *what) {
-    return lw_fail(m->err, LW_EMODEL, "%s: damaged pickle at byte %zu of %zu: %s", m->file, m->at, m->n, what);
+    lw_fail(m->err, LW_EMODEL, "%s: damaged pickle at byte %zu of %zu: %s", m->file, m->at, m->n, what);
+    return LW_EMODEL;
 }
 
 static lw_status too_large(const machine *m, const char *what, size_t cap) {
-    return lw_fail(m->err, LW_EMODEL, "%s: its pickle has more than %zu %s", m->file, cap, what);
+    lw_fail(m->err, LW_EMODEL, "%s: its pickle has more than %zu %s", m->file, cap, what);
+    return LW_EMODEL;
 }
 
 static lw_status no_memory(const machine *m) {
-    return lw_fail(m->err, LW_ENOMEM, "%s: no memory for its pickle", m->file);
+    lw_fail(m->err, LW_ENOMEM, "%s: no memory for its pickle", m->file);
+    return LW_ENOMEM;
 }
 
 static lw_status new_value(machine *m, kind k, value **out) {

@@ -30,6 +30,7 @@ static int by_key(const void *a, const void *b) {
 
 static lw_status tensor_bytes(const char *path, const lw_save_tensor *t, size_t *bytes, lw_error *err) {
     size_t n = lw_dtype_bytes(t->dtype);
+    *bytes = 0;
     bool fits = t->rank >= 0 && t->rank <= LW_MAX_RANK;
     for (int32_t i = 0; fits && i < t->rank; i++) fits = t->dims[i] >= 0 && lw_mul_size(n, (size_t)t->dims[i], &n);
     if (!fits || n > INT64_MAX) return lw_fail(err, LW_EINVAL, "%s: the shape of %s can't be stored", path, t->name);
