@@ -4,6 +4,7 @@
 #ifndef LW_FORMAT_H
 #define LW_FORMAT_H
 
+#include "weights/names.h"
 #include "weights/weights.h"
 
 /* A file, or bytes in memory, read at offsets. */
@@ -37,7 +38,37 @@ typedef struct lw_listing {
 /* A zeroed entry at the end, or NULL: no memory. */
 lw_entry *lw_listing_add(lw_listing *listing);
 
+typedef enum lw_container { LW_CONTAINER_SAFETENSORS, LW_CONTAINER_ZIP } lw_container;
+
+/* By the first bytes. What is recognised but not read is LW_EMODEL with what to do about it. */
+lw_status lw_container_of(const lw_source *source, lw_container *container, lw_error *err);
+
 lw_status lw_safetensors_list(const lw_source *source, lw_listing *listing, lw_error *err);
+
+/* torch.save's zip: the archive's directory, its pickle, the tensors in it. */
+lw_status lw_torch_list(const lw_source *source, lw_listing *listing, lw_error *err);
+
+/* Where the bytes of a pickle's storage are. */
+typedef lw_status (*lw_storage_fn)(void *user, const char *key, uint64_t *offset, uint64_t *bytes, lw_error *err);
+
+/* Lists the tensors of a pickled state dict (itself, or under "state_dict"). Nothing of it is run: what is no tensor
+ * becomes an inert object. */
+lw_status lw_pickle_list(const char *file, const uint8_t *bytes, size_t n, lw_storage_fn find, void *user,
+                         lw_listing *listing, lw_error *err);
+
+/* The weight files of a diffusers folder, or of one component's. */
+typedef struct lw_folder {
+    struct {
+        const char *path; /* in the arena */
+        lw_network network;
+    } files[LW_N_NETS];
+    size_t n;
+} lw_folder;
+
+/* part: the network that the folder is of, or LW_NET_NONE for a whole model. */
+lw_status lw_folder_find(const char *path, lw_network part, lw_arena *arena, lw_folder *folder, lw_error *err);
+/* What the folder's config.json files say beyond shapes, as the metadata "linework", where no file has one. */
+lw_status lw_folder_config(const char *path, lw_listing *listing, lw_error *err);
 
 /* Elements of dims[rank] and row-major strides; false on overflow or a negative dimension. */
 bool lw_shape_count(const int64_t *dims, int32_t rank, int64_t *strides, size_t *n);

@@ -82,8 +82,11 @@ static lw_status read_entry(const lw_source *source, uint64_t base, uint64_t spa
 
 static lw_status read_metadata(const lw_source *source, json_t *meta, lw_listing *listing, lw_error *err) {
     if (!json_is_object(meta)) return lw_fail(err, LW_EMODEL, "%s: __metadata__ is not an object", source->name);
-    listing->metadata = lw_arena_alloc(listing->arena, json_object_size(meta), sizeof *listing->metadata);
-    if (!listing->metadata) return lw_fail(err, LW_ENOMEM, "%s: no memory for its metadata", source->name);
+    size_t room = listing->n_metadata + json_object_size(meta); /* a folder's files have theirs one after another */
+    lw_field *fields = lw_arena_alloc(listing->arena, room, sizeof *fields);
+    if (!fields) return lw_fail(err, LW_ENOMEM, "%s: no memory for its metadata", source->name);
+    if (listing->n_metadata) memcpy(fields, listing->metadata, listing->n_metadata * sizeof *fields);
+    listing->metadata = fields;
     const char *key;
     json_t *value;
     json_object_foreach(meta, key, value) {

@@ -6,14 +6,15 @@
 #include <string.h>
 #include <sys/stat.h>
 
+enum { LW_MAX_SOURCES = 8 };     /* a folder has at most five */
 enum { READ_CHUNK = 64 * 1024 }; /* bytes converted at a time: small enough for L2 */
 
 struct lw_weights {
     char *path;
     const char *layout;
-    lw_source *sources;
+    lw_source sources[LW_MAX_SOURCES];
     uint32_t n_sources;
-    lw_listing listing;
+    lw_listing listing; /* of all files, under their own keys; dropped when they are mapped */
     lw_tensor *tensors; /* sorted by name */
     size_t n, ignored;
 };
@@ -23,64 +24,163 @@ static int by_name(const void *a, const void *b) {
     return strcmp(x->name, y->name);
 }
 
-/* The listing's entries under canonical names into weights->tensors. `part` is the network that every key is of, or
- * LW_NET_NONE. */
-static lw_status map_names(lw_weights *w, lw_network part, lw_error *err) {
-    w->tensors = lw_alloc(w->listing.n, sizeof *w->tensors);
-    if (!w->tensors) return lw_fail(err, LW_ENOMEM, "%s: no memory for %zu tensors", w->path, w->listing.n);
-    for (size_t i = 0; i < w->listing.n; i++) {
-        const lw_entry *e = &w->listing.entries[i];
-        const char *rest = e->tensor.key;
-        lw_network network = lw_ldm_network(e->tensor.key, &rest);
-        if (part != LW_NET_NONE && network == LW_NET_NONE) network = part;
-        if (network == LW_NET_NONE || (part != LW_NET_NONE && network != part)) {
-            w->ignored++;
-            continue;
-        }
-        if (e->type)
-            return lw_fail(err, LW_EMODEL, "%s: tensor %s is %s, which is not read: save it as F16 or F32", w->path,
-                           e->tensor.key, e->type);
-        lw_tensor *t = &w->tensors[w->n++];
-        *t = e->tensor;
-        t->name = lw_canonical_name(w->listing.arena, network, rest);
-        if (!t->name) return lw_fail(err, LW_ENOMEM, "%s: no memory for %zu names", w->path, w->listing.n);
+/* ---- from keys to canonical names */
+
+/* How one file spells its keys. */
+typedef struct spelling {
+    bool prefixed;      /* "control_model." and so on; else every key is of `network` */
+    lw_network network; /* or, with prefixes, the only one that is wanted; LW_NET_NONE: all */
+    lw_naming naming;
+    lw_geometry geometry;
+} spelling;
+
+static bool find_spelling(const lw_entry *entries, size_t n, lw_network part, spelling *how) {
+    const char *rest;
+    *how = (spelling){.network = part};
+    for (size_t i = 0; i < n; i++) {
+        lw_network network = lw_ldm_network(entries[i].tensor.key, &rest);
+        if (network != LW_NET_NONE && (part == LW_NET_NONE || network == part)) return how->prefixed = true;
     }
-    if (w->n == 0)
-        return lw_fail(err, LW_EMODEL, "%s: %zu tensors, none of them of a network that linework knows", w->path,
-                       w->listing.n);
-    qsort(w->tensors, w->n, sizeof *w->tensors, by_name);
-    for (size_t i = 1; i < w->n; i++)
-        if (strcmp(w->tensors[i - 1].name, w->tensors[i].name) == 0)
-            return lw_fail(err, LW_EMODEL, "%s: tensors %s and %s are both %s", w->path, w->tensors[i - 1].key,
-                           w->tensors[i].key, w->tensors[i].name);
+    for (const lw_signature *s = lw_signatures; s->key; s++) {
+        if (part != LW_NET_NONE && s->network != part) continue;
+        for (size_t i = 0; i < n; i++) {
+            if (strcmp(entries[i].tensor.key, s->key) != 0) continue;
+            how->network = s->network;
+            how->naming = s->naming;
+            for (size_t k = 0; k < n; k++)
+                lw_geometry_see(&how->geometry, s->network, s->naming, entries[k].tensor.key);
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The entry's network and LDM name, or LW_NET_NONE if it is to be ignored. *known is false for a name that the network
+ * does not have: fatal in the UNet and the ControlNet, where it means another architecture. */
+static lw_network resolve(const spelling *how, const char *key, const char **ldm, char buffer[LW_NAME_CAP],
+                          bool *known) {
+    lw_network network = how->network;
+    *ldm = key;
+    if (how->prefixed) network = lw_ldm_network(key, ldm);
+    *known = true;
+    if (network == LW_NET_NONE || (how->network != LW_NET_NONE && network != how->network)) return LW_NET_NONE;
+    if (how->naming == LW_NAMING_DIFFUSERS) {
+        *known = lw_name_to_ldm(network, &how->geometry, key, buffer);
+        *ldm = buffer;
+    } else {
+        *known = lw_name_is_ldm(network, *ldm);
+    }
+    if (!*known && (network == LW_NET_VAE || network == LW_NET_CLIP)) return LW_NET_NONE;
+    return network;
+}
+
+static lw_status map_entry(lw_weights *w, const spelling *how, const lw_entry *e, lw_error *err) {
+    const char *file = w->sources[e->tensor.source].name, *ldm;
+    char buffer[LW_NAME_CAP];
+    bool known;
+    lw_network network = resolve(how, e->tensor.key, &ldm, buffer, &known);
+    if (network == LW_NET_NONE) {
+        w->ignored++;
+        return LW_OK;
+    }
+    if (!known)
+        return lw_fail(err, LW_EMODEL, "%s: tensor %s is none of a Stable Diffusion 1 %s", file, e->tensor.key,
+                       network == LW_NET_UNET ? "UNet" : "ControlNet");
+    if (e->type)
+        return lw_fail(err, LW_EMODEL, "%s: tensor %s is %s, which is not read: save it as F16 or F32", file,
+                       e->tensor.key, e->type);
+    lw_tensor *t = &w->tensors[w->n];
+    *t = e->tensor;
+    if (t->rank == 2 && lw_name_is_1x1(network, ldm)) { /* a matrix where LDM has a 1x1 convolution */
+        t->dims[2] = t->dims[3] = t->strides[2] = t->strides[3] = 1;
+        t->rank = 4;
+    }
+    t->name = lw_canonical_name(w->listing.arena, network, ldm);
+    if (!t->name) return lw_fail(err, LW_ENOMEM, "%s: no memory for its names", file);
+    w->n++;
     return LW_OK;
 }
 
-static lw_status list_file(lw_weights *w, const lw_source *source, lw_error *err) {
-    w->layout = "safetensors-ldm";
-    return lw_safetensors_list(source, &w->listing, err);
+/* The listing's entries from `first` on, which are those of one file, under canonical names into w->tensors. */
+static lw_status map_names(lw_weights *w, size_t first, lw_network part, spelling *how, lw_error *err) {
+    const lw_entry *entries = w->listing.entries + first;
+    size_t n = w->listing.n - first;
+    const char *file = w->sources[w->n_sources - 1].name;
+    if (n == 0 || !find_spelling(entries, n, part, how))
+        return lw_fail(err, LW_EMODEL, "%s: %zu tensors, none of them of a %s that linework knows", file, n,
+                       part == LW_NET_NONE ? "network" : lw_network_name(part));
+    lw_tensor *grown = lw_realloc(w->tensors, w->n + n, sizeof *grown);
+    if (!grown) return lw_fail(err, LW_ENOMEM, "%s: no memory for %zu tensors", file, n);
+    w->tensors = grown;
+    for (size_t i = 0; i < n; i++) LW_TRY(map_entry(w, how, &entries[i], err));
+    return LW_OK;
 }
 
-/* A store of one file, or of the bytes if there are any. */
+static lw_status sort_names(lw_weights *w, lw_error *err) {
+    qsort(w->tensors, w->n, sizeof *w->tensors, by_name);
+    for (size_t i = 1; i < w->n; i++) {
+        const lw_tensor *a = &w->tensors[i - 1], *b = &w->tensors[i];
+        if (strcmp(a->name, b->name) == 0)
+            return lw_fail(err, LW_EMODEL, "%s: tensors %s and %s are both %s", w->sources[b->source].name, a->key,
+                           b->key, a->name);
+    }
+    return LW_OK;
+}
+
+/* ---- opening */
+
+static const char *layout_name(lw_container container, const spelling *how) {
+    bool zip = container == LW_CONTAINER_ZIP;
+    if (how->naming == LW_NAMING_DIFFUSERS) return zip ? "torch-zip-diffusers" : "safetensors-diffusers";
+    return zip ? "torch-zip-ldm" : "safetensors-ldm";
+}
+
+/* One more file of the store, or bytes if there are any. */
+static lw_status add_file(lw_weights *w, const char *path, const void *bytes, size_t n_bytes, lw_network part,
+                          lw_error *err) {
+    lw_source *source = &w->sources[w->n_sources];
+    spelling how;
+    lw_container container;
+    size_t first = w->listing.n;
+    const char *name = lw_arena_strdup(w->listing.arena, path);
+    if (!name) return lw_fail(err, LW_ENOMEM, "%s: no memory to open it", path);
+    if (bytes) *source = (lw_source){.name = name, .fd = -1, .bytes = bytes, .size = n_bytes};
+    else LW_TRY(lw_source_open(source, name, err));
+    w->listing.source = w->n_sources++;
+    LW_TRY(lw_container_of(source, &container, err));
+    if (container == LW_CONTAINER_ZIP) LW_TRY(lw_torch_list(source, &w->listing, err));
+    else LW_TRY(lw_safetensors_list(source, &w->listing, err));
+    LW_TRY(map_names(w, first, part, &how, err));
+    w->layout = layout_name(container, &how);
+    return LW_OK;
+}
+
+static lw_status add_folder(lw_weights *w, const char *path, lw_network part, lw_error *err) {
+    lw_folder folder;
+    LW_TRY(lw_folder_find(path, part, w->listing.arena, &folder, err));
+    for (size_t i = 0; i < folder.n; i++)
+        LW_TRY(add_file(w, folder.files[i].path, NULL, 0, folder.files[i].network, err));
+    w->layout = "diffusers-folder";
+    return lw_folder_config(path, &w->listing, err);
+}
+
 static lw_status open_store(lw_weights **out, const char *path, const void *bytes, size_t n_bytes, lw_network part,
                             lw_error *err) {
     *out = NULL;
     lw_status status = LW_OK;
+    struct stat st;
     lw_weights *w = lw_alloc(1, sizeof *w);
     if (w) {
         w->path = lw_strdup(path);
-        w->sources = lw_alloc(1, sizeof *w->sources);
         w->listing.arena = lw_arena_new();
     }
-    if (!w || !w->path || !w->sources || !w->listing.arena) {
-        lw_weights_close(&w);
-        return lw_fail(err, LW_ENOMEM, "%s: no memory to open it", path);
+    if (!w || !w->path || !w->listing.arena) {
+        status = lw_fail(err, LW_ENOMEM, "%s: no memory to open it", path);
+        goto out;
     }
-    if (bytes) w->sources[0] = (lw_source){.name = w->path, .fd = -1, .bytes = bytes, .size = n_bytes};
-    else LW_GO(lw_source_open(&w->sources[0], w->path, err));
-    w->n_sources = 1;
-    LW_GO(list_file(w, &w->sources[0], err));
-    LW_GO(map_names(w, part, err));
+    if (!bytes && stat(path, &st) == 0 && S_ISDIR(st.st_mode)) LW_GO(add_folder(w, path, part, err));
+    else LW_GO(add_file(w, path, bytes, n_bytes, part, err));
+    LW_GO(sort_names(w, err));
     lw_free(w->listing.entries);
     w->listing.entries = NULL;
     *out = w;
@@ -111,7 +211,6 @@ void lw_weights_close(lw_weights **weights) {
     *weights = NULL;
     if (!w) return;
     for (uint32_t i = 0; i < w->n_sources; i++) lw_source_close(&w->sources[i]);
-    lw_free(w->sources);
     lw_free(w->tensors);
     lw_free(w->listing.entries);
     lw_arena_free(w->listing.arena);
@@ -134,6 +233,17 @@ const char *lw_weights_metadata(const lw_weights *weights, const char *key) {
     for (size_t i = 0; i < weights->listing.n_metadata; i++)
         if (strcmp(weights->listing.metadata[i].key, key) == 0) return weights->listing.metadata[i].value;
     return NULL;
+}
+
+const lw_field *lw_weights_fields(const lw_weights *weights, size_t *n) {
+    *n = weights->listing.n_metadata;
+    return weights->listing.metadata;
+}
+
+uint64_t lw_weights_file_bytes(const lw_weights *weights) {
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < weights->n_sources; i++) bytes += weights->sources[i].size;
+    return bytes;
 }
 
 /* ---- reading */
@@ -169,7 +279,37 @@ static lw_status read_contiguous(const lw_weights *w, const lw_tensor *t, float 
     return LW_OK;
 }
 
+static bool is_contiguous(const lw_tensor *t) {
+    int64_t stride = 1;
+    for (int32_t i = t->rank; i-- > 0; stride *= t->dims[i])
+        if (t->dims[i] != 1 && t->strides[i] != stride) return false;
+    return true;
+}
+
+/* A transposed or sliced tensor of a .pth file: its whole extent in the storage is read, then gathered. */
+static lw_status read_strided(const lw_weights *w, const lw_tensor *t, float *dst, lw_error *err) {
+    size_t each = lw_dtype_bytes(t->dtype), extent = 1; /* checked when the file was opened: it lies in the storage */
+    int64_t index[LW_MAX_RANK] = {0};
+    for (int32_t i = 0; i < t->rank; i++) extent += (size_t)(t->dims[i] - 1) * (size_t)t->strides[i];
+    uint8_t *bytes = lw_alloc(extent, each);
+    if (!bytes) return lw_fail(err, LW_ENOMEM, "%s: no memory to read %s", w->path, t->key);
+    lw_status status = lw_source_read(&w->sources[t->source], t->offset, bytes, extent * each, err);
+    for (size_t i = 0, at = 0; status == LW_OK && i < t->n; i++) {
+        lw_to_f32(t->dtype, bytes + at * each, dst + i, 1);
+        for (int32_t d = t->rank; d-- > 0;) { /* the next index, and where it is */
+            at += (size_t)t->strides[d];
+            if (++index[d] < t->dims[d]) break;
+            at -= (size_t)t->strides[d] * (size_t)t->dims[d];
+            index[d] = 0;
+        }
+    }
+    lw_free(bytes);
+    return status == LW_OK ? check_finite(w, t, dst, 0, t->n, err) : status;
+}
+
 lw_status lw_tensor_read(const lw_weights *weights, const lw_tensor *tensor, float *dst, lw_error *err) {
+    if (tensor->n == 0) return LW_OK;
+    if (!is_contiguous(tensor)) return read_strided(weights, tensor, dst, err);
     uint8_t *buffer = lw_alloc_aligned(READ_CHUNK);
     if (!buffer) return lw_fail(err, LW_ENOMEM, "%s: no memory to read %s", weights->path, tensor->key);
     lw_status status = read_contiguous(weights, tensor, dst, buffer, err);

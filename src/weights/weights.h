@@ -42,6 +42,8 @@ const lw_tensor *lw_weights_at(const lw_weights *weights, size_t i); /* sorted b
 size_t lw_weights_ignored(const lw_weights *weights);                /* keys of no network of ours */
 /* The metadata value of key ("linework" for ours), or NULL. Borrowed until the store is closed. */
 const char *lw_weights_metadata(const lw_weights *weights, const char *key);
+const lw_field *lw_weights_fields(const lw_weights *weights, size_t *n); /* all of it, in file order */
+uint64_t lw_weights_file_bytes(const lw_weights *weights);               /* of all files together */
 /* "safetensors-ldm", "torch-zip-ldm", "diffusers-folder", … */
 const char *lw_weights_layout(const lw_weights *weights);
 const char *lw_weights_path(const lw_weights *weights);
@@ -50,7 +52,9 @@ const char *lw_weights_path(const lw_weights *weights);
  * file was cut since it was opened, can't be read, or a value is NaN or infinite. */
 lw_status lw_tensor_read(const lw_weights *weights, const lw_tensor *tensor, float *dst, lw_error *err);
 
-/* What lw_model_info promises, from the headers of path alone. *json is freed with lw_free. */
+/* What lw_model_info promises, from the headers of path alone: {"path","layout","file_bytes","tensors","ignored",
+ * "networks":{"unet":{"tensors","parameters","bytes","dtypes":{"F16":tensors}}},"metadata":{key:text}}. *json is freed
+ * with lw_free. */
 lw_status lw_weights_describe(const char *path, char **json, lw_error *err);
 
 /* ---- writing */
