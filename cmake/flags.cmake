@@ -19,8 +19,8 @@ else()
   endif()
   target_link_options(lw_flags INTERFACE -Wl,-z,relro,-z,now)
 endif()
-if(LW_FUZZ)
-  target_compile_options(lw_flags INTERFACE -fsanitize=fuzzer-no-link) # libFuzzer is led by what the objects' code covers
+if(LW_FUZZ) # coverage of the library, not of the target's file alone
+  target_compile_options(lw_flags INTERFACE -fsanitize=fuzzer-no-link)
 endif()
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 include(CheckPIESupported)
