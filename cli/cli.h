@@ -87,8 +87,8 @@ typedef struct cli_progress {
     bool terminal, colour;
     lw_stage stage;
     bool begun;
-    double stage_ms, steps_ms; /* when they began */
-    int32_t first_step, said;
+    double stage_ms, steps_ms, said_ms; /* when stage and rate began, and when a line was last said */
+    int32_t first_step;
 } cli_progress;
 
 void cli_progress_init(cli_progress *progress, cli_volume volume, bool stage_times);

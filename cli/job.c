@@ -325,7 +325,7 @@ lw_status cli_job_run(cli_job *job, lw_error *err) {
 
 static json_t *model_json(const cli_job *job) {
     json_t *hash = job->model_sha256[0] ? json_stringn(job->model_sha256, 10) : json_null();
-    return json_pack("{s:s?, s:s?, s:o}", "path", job->engine.model, "name", job->info.name, "hash", hash);
+    return json_pack("{s:s?, s:o}", "path", job->engine.model, "hash", hash);
 }
 
 static lw_status tell_json(const cli_job *job, lw_error *err) {

@@ -38,8 +38,9 @@ static int finish(lw_status status, const lw_error *err) {
     return exit_code(status);
 }
 
-static lw_status print_stream(char *text, FILE *out, lw_error *err) {
-    return fclose(out) == 0 ? cli_print(text, err) : cli_no_memory(err);
+/* *text is where open_memstream puts what was written, once it is closed. */
+static lw_status print_stream(char *const *text, FILE *out, lw_error *err) {
+    return fclose(out) == 0 ? cli_print(*text, err) : cli_no_memory(err);
 }
 
 static const char short_help[] =
@@ -66,7 +67,7 @@ static void print_list(FILE *out, const char *title, json_t *list) {
     const char *key;
     json_t *value;
     size_t i;
-    fprintf(out, "%-11s", title);
+    fprintf(out, "%-11s%s", title, json_is_string(list) ? json_string_value(list) : "");
     if (json_is_object(list)) {
         bool first = true;
         json_object_foreach(list, key, value) {
@@ -100,7 +101,7 @@ static lw_status version(bool as_json, lw_error *err) {
         print_list(out, "CPU", json_object_get(json, "cpu"));
         print_list(out, "libraries", json_object_get(json, "libraries"));
         print_list(out, "devices", json_object_get(json, "devices"));
-        status = print_stream(text, out, err);
+        status = print_stream(&text, out, err);
     }
     free(text);
     json_decref(json);
@@ -138,7 +139,7 @@ static lw_status help(const char *topic, lw_error *err) {
     else if (!strcmp(topic, "--completion")) opt_completion(out, cli_commands, cli_n_commands);
     else if (command < N_COMMANDS) opt_help(out, commands[command].command);
     else status = unknown_command(topic, err);
-    if (status == LW_OK) status = print_stream(text, out, err);
+    if (status == LW_OK) status = print_stream(&text, out, err);
     else fclose(out);
     free(text);
     return status;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * Progress on standard error: on a terminal one line that is drawn again, with rate and time left; elsewhere a line a
- * stage and one for every tenth of the steps. Also the signals, which end a job through the progress callback. */
+ * stage, and a line a second of the steps. Also the signals, which end a job through the progress callback. */
 #include "cli.h"
 
 #include <signal.h>
@@ -112,7 +112,7 @@ int cli_progress_show(cli_progress *p, lw_stage stage, int32_t step, int32_t n_s
         p->stage = stage;
         p->stage_ms = p->steps_ms = cli_now_ms();
         p->first_step = step;
-        p->said = 0;
+        p->said_ms = p->stage_ms;
         if (p->volume != CLI_QUIET && p->terminal && stage != LW_STAGE_STEPS && stage != LW_STAGE_DONE) {
             fprintf(stderr, "\r\033[K%s...", stage_names[stage]);
             fflush(stderr);
@@ -124,9 +124,9 @@ int cli_progress_show(cli_progress *p, lw_stage stage, int32_t step, int32_t n_s
         if (p->volume == CLI_QUIET) {
         } else if (p->terminal) {
             draw_bar(p, step, n_steps, text);
-        } else if (step > 0 && (int64_t)step * 10 / n_steps > (int64_t)p->said * 10 / n_steps) {
+        } else if (step > 0 && cli_now_ms() - p->said_ms >= 1000) {
             fprintf(stderr, "step    %s\n", text);
-            p->said = step;
+            p->said_ms = cli_now_ms();
         }
     }
     return cli_interrupted();
