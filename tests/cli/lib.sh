@@ -7,6 +7,7 @@ data=$2
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 export XDG_CACHE_HOME="$work/cache"
+[ -x "$program" ] || { echo "$program: no such program"; exit 1; }
 cd "$work" || exit 1
 checks=0 failures=0
 

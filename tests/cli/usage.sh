@@ -143,7 +143,7 @@ checks=$((checks + 1))
 absent full.$png
 checks=$((checks + 1))
 [ -z "$(find . -maxdepth 1 -name '*full*')" ] || fail "a temporary file is left"
-mkfifo pipe && { cat pipe >through & }
+mkfifo pipe && { timeout 20 cat pipe >through & }
 run 0 canny -i in.ppm -o pipe
 wait
 that test -p pipe
