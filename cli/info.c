@@ -28,8 +28,8 @@ static void print_value(FILE *out, const char *key, json_t *value, int depth) {
     fprintf(out, "%*s%s", 2 * depth, "", key);
     if (json_is_object(value) || (json_is_array(value) && json_is_object(json_array_get(value, 0)))) {
         fputc('\n', out);
-        if (json_is_object(value)) json_object_foreach(value, name, member) print_value(out, name, member, depth + 1);
-        else json_array_foreach(value, i, member) print_value(out, "-", member, depth + 1);
+        json_object_foreach(value, name, member) { print_value(out, name, member, depth + 1); }
+        json_array_foreach(value, i, member) { print_value(out, "-", member, depth + 1); }
         return;
     }
     int width = 18 - 2 * depth - (int)strlen(key);
@@ -54,7 +54,7 @@ static lw_status tell(const opt_parsed *o, json_t *json, lw_error *err) {
     if (!out) return cli_no_memory(err);
     const char *key;
     json_t *value;
-    json_object_foreach(json, key, value) print_value(out, key, value, 0);
+    json_object_foreach(json, key, value) { print_value(out, key, value, 0); }
     lw_status status = fclose(out) == 0 ? cli_print(text, err) : cli_no_memory(err);
     free(text);
     return status;
