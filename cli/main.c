@@ -2,6 +2,7 @@
  * linework: finds the command, parses its flags, turns its status into the exit code and one line on standard error. */
 #include "cli.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -159,8 +160,16 @@ static lw_status run(size_t command, int argc, char **argv, lw_error *err) {
     return status;
 }
 
+/* A file that is opened while standard output is closed would be printed into. What stands in for a closed descriptor
+ * fails when it is used, as the closed one would. */
+static void hold_standard_descriptors(void) {
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0) return;
+}
+
 int main(int argc, char **argv) {
     lw_error err = {0};
+    hold_standard_descriptors();
     cli_catch_signals();
     if (argc < 2) return finish(cli_print(short_help, &err), &err);
     const char *name = argv[1];

@@ -55,6 +55,31 @@ job 0 -i in.ppm -o g.$png --guess-mode; checks=$((checks + 1)); cmp -s a.$png g.
 job 0 -i in.ppm -o g.$png --guess-mode --control-mode balanced; that cmp -s a.$png g.$png
 job 0 -i in.ppm -o v.$png --preview so-far.$png; that test -s so-far.$png
 
+# The table's spellings are the library's: none of them is an unknown name there.
+spell() {
+    flag=$1
+    shift
+    for name; do
+        checks=$((checks + 1))
+        "$program" generate -m "$model" -p x -i in.ppm -r 64 --dry-run "--$flag=$name" >out 2>err </dev/null
+        grep -q "is none of" err && fail "--$flag=$name is unknown to the library"
+    done
+}
+spell sampling-method ddim euler euler_a dpm++2m unipc lcm
+spell scheduler reference discrete karras
+spell rng cuda cpu
+spell control-mode balanced prompt control
+spell precision auto fp32 fp16 bf16
+
+# Two ControlNets, one on a ready map.
+job 0 -i in.ppm -o two.$png --control-net "$model" --control-strength 0.5 --control-net "$model" --control-image edges.$png --control-end 0.5
+if [ $png = png ]; then
+    run 0 info two.png; prints "ControlNet 1: \"Module: none"
+    run 0 generate -m "$model" --from-image two.png -i in.ppm -o two-again.png --control-net "$model" --control-net "$model" --control-image edges.png
+    that cmp -s two.png two-again.png
+    run 2 generate -m "$model" --from-image two.png -i in.ppm -o x.png; says "ControlNet 1 of the parameters"
+fi
+
 # A picture's parameters, and the same picture again from them.
 if [ $png = png ]; then
     job 0 -i in.ppm -o long.png --cfg-scale 7.25 --control-strength 0.5 --control-end 0.75 --canny-low 50 --rng cpu -n "no, \"nothing\"" -a ""

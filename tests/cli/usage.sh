@@ -135,6 +135,13 @@ fi
 checks=$((checks + 1))
 "$program" canny -i in.ppm -o whole.$png >/dev/full 2>err
 [ $? -eq 7 ] || fail "a full standard output is not exit 7"
+checks=$((checks + 1))
+"$program" canny -i in.ppm -o closed.$png >&- 2>err
+[ $? -eq 7 ] || fail "a closed standard output is not exit 7"
+"$program" canny -i in.ppm -o closed.$png -q >out 2>err
+checks=$((checks + 1))
+"$program" canny -i in.ppm -o closed2.$png >out 2>&- <&- || fail "closed standard error and input"
+that cmp -s closed.$png closed2.$png
 # A file that may not grow over 512 bytes stands for a full disk: nothing half-written stays.
 awk 'BEGIN { srand(1); printf "P6\n256 256\n255\n"; for (i = 0; i < 196608; i++) printf "%c", 33 + int(rand() * 90) }' >noise.ppm
 checks=$((checks + 1))
