@@ -130,7 +130,9 @@ lw_status cli_check_picture_output(const char *path, lw_error *err) {
     const char *format = format_of(path);
     if (!format)
         return cli_fail(err, LW_EINVAL, "%s: its extension names no picture format: png, jpg, webp, ppm", path);
-    return check_format(format, err);
+    lw_error why = {0};
+    status = check_format(format, &why);
+    return status == LW_OK ? LW_OK : cli_fail(err, status, "%s: %s", path, why.message);
 }
 
 lw_status cli_write_picture(const char *path, const lw_image *image, const lw_fields *fields, lw_error *err) {

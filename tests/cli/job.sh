@@ -50,7 +50,7 @@ run 0 generate -m "$model" -p x -i in.ppm --steps 2 -r 64 -o s.$png --json
 checks=$((checks + 1)); seed=$(json seed); [ "$seed" -ge 0 ] && [ "$seed" -le 65535 ] || fail "drawn seed is $seed"
 run 0 generate -m "$model" -p x -i in.ppm --steps 15 -r 64 -o s.$png --json; prints '"steps": 16'; says "note: 15 steps"
 job 0 -i in.ppm -o s.$png -b 2 --dry-run; prints "weights"; absent s-1.$png
-job 0 -i in.ppm --dry-run --json; prints '"bytes"'
+job 0 -i in.ppm -o s.$png --dry-run --json; prints '"bytes"'
 job 0 -i in.ppm -o g.$png --guess-mode; checks=$((checks + 1)); cmp -s a.$png g.$png && fail "--guess-mode changes nothing"
 job 0 -i in.ppm -o g.$png --guess-mode --control-mode balanced; that cmp -s a.$png g.$png
 job 0 -i in.ppm -o v.$png --preview so-far.$png; that test -s so-far.$png
@@ -99,7 +99,8 @@ if [ $png = png ]; then
 fi
 
 # Models, memory, devices and outputs that fail.
-run 3 generate -m nowhere.safetensors -p x -i in.ppm -o x.$png
+run 3 generate -m nowhere.safetensors -p x -i in.ppm -o x.$png; says "huggingface.co"
+job 3 --control-net nowhere.pth -i in.ppm -o x.$png; says "nowhere.pth"
 run 3 generate -m in.ppm -p x -i in.ppm -o x.$png
 run 3 generate -m . -p x -i in.ppm -o x.$png
 job 3 --vocab in.ppm -i in.ppm -o x.$png

@@ -77,11 +77,11 @@ for value in nan inf -1 0 63 8193 1x; do run 2 canny -i $none -o x.$png -r $valu
 
 # Step counts that the reference fails on are refused by name; the last of a flag given twice counts.
 for steps in 3 9 27 36 37 101 111 251 333 501 1000; do run 2 generate -i $none -p x --steps $steps; done
-run 4 generate -m $none -i $none -p x --steps 3 --steps 20
+run 4 generate -m $none -i $none -o x.$png -p x --steps 3 --steps 20
 run 2 generate -i $none -p x --steps 20 --steps 3
-run 4 generate -m $none -i $none -p x --steps 3 --scheduler discrete
-run 4 generate -m $none -i $none -p x -qb4 -s-1 -W 512 -H512
-run 4 generate -m $none -i $none -p x -- # nothing after the end of the flags
+run 4 generate -m $none -i $none -o x.$png -p x --steps 3 --scheduler discrete
+run 4 generate -m $none -i $none -o x.$png -p x -qb4 -s-1 -W 512 -H512
+run 4 generate -m $none -i $none -o x.$png -p x -- # nothing after the end of the flags
 
 # Inputs.
 run 4 canny -i $none -o x.$png; says "No such file"
