@@ -8,21 +8,32 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 static volatile sig_atomic_t interrupted;
+static volatile int64_t interrupted_ms; /* of the first signal; read and written by the handler alone */
 
+/* The first signal asks to stop at the next step, a later one stops at once. Both of a pair do as one: timeout(1) sends
+ * its signal to the process and to its group. */
 static void on_signal(int number) {
-    (void)number;
+    struct timespec now; /* clock_gettime may be called here, as signal and raise may */
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    int64_t ms = (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+    if (!interrupted) interrupted_ms = ms;
     interrupted = 1;
+    if (ms - interrupted_ms < 500) return;
+    signal(number, SIG_DFL);
+    raise(number);
 }
 
 void cli_catch_signals(void) {
-    /* The first asks to stop at the next step; the handler is then gone, so that a second one stops at once. No
-     * SA_RESTART: a read of standard input has to return. */
-    struct sigaction stop = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND};
+    /* No SA_RESTART: a read of standard input has to return. Neither signal may come into the other's handler. */
+    struct sigaction stop = {.sa_handler = on_signal};
     struct sigaction ignore = {.sa_handler = SIG_IGN};
     sigemptyset(&stop.sa_mask);
+    sigaddset(&stop.sa_mask, SIGINT);
+    sigaddset(&stop.sa_mask, SIGTERM);
     sigemptyset(&ignore.sa_mask);
     struct sigaction before;
     /* A job started in the background by a shell has SIGINT ignored, and is not to be stopped by it. */
