@@ -23,6 +23,22 @@ static char *prompt_for(size_t picture) {
     return prompt;
 }
 
+/* The shipped picture's path: PNG, or PPM where this build reads no PNG. */
+static char *shipped_picture(const char *name, lw_error *err) {
+    char file[32];
+    lw_image seen = {.size = sizeof seen};
+    snprintf(file, sizeof file, "%s.png", name);
+    char *path = cli_demo_file(file, err);
+    if (!path) return NULL;
+    lw_status status = lw_image_read(path, &seen, NULL, err);
+    lw_image_free(&seen);
+    if (status == LW_OK) return path;
+    snprintf(file, sizeof file, "%s.ppm", name);
+    char *plain = cli_demo_file(file, err);
+    free(path);
+    return plain;
+}
+
 /* One word of a shell's command line: bare where it can be, else in single quotes. */
 static void shell_word(FILE *out, const char *word) {
     if (*word && !word[strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./:,@%")]) {
@@ -76,8 +92,6 @@ lw_status cmd_demo(const opt_parsed *o, lw_error *err) {
     size_t picture = opt_get(o, DEMO_PICTURE)->choice;
     cli_job job;
     cli_job_init(&job, cli_volume_of(o));
-    char name[32];
-    snprintf(name, sizeof name, "%s.png", pictures[picture]);
     job.output = output->at ? output->text : "out-demo.png";
     job.json = opt_get(o, ALL_JSON)->at != 0;
     job.stage_times = true;
@@ -90,7 +104,7 @@ lw_status cmd_demo(const opt_parsed *o, lw_error *err) {
     char *model = NULL, *image = NULL, *words = prompt->at ? NULL : prompt_for(picture),
          *edges = edges_name(job.output);
     if (status == LW_OK && !(model = cli_demo_file("model.safetensors", err))) status = LW_EMODEL;
-    if (status == LW_OK && !(image = cli_demo_file(name, err))) status = LW_EMODEL;
+    if (status == LW_OK && !(image = shipped_picture(pictures[picture], err))) status = LW_EMODEL;
     job.engine.model = model;
     job.image = image;
     job.request.prompt = prompt->at ? prompt->text : words;
