@@ -10,7 +10,7 @@ for picture in drawing photo; do
     run 0 demo --picture $picture -o $picture.$png
     that test -s $picture.$png
     that test -s $picture-edges.$png
-    prints "seed     7"
+    prints "seed     "
     again=$(sed -n 's/^again    //p' out)
     mv $picture.$png first.$png
     mv $picture-edges.$png first-edges.$png
