@@ -87,8 +87,8 @@ typedef struct cli_progress {
     bool terminal, colour;
     lw_stage stage;
     bool begun;
-    double stage_ms, steps_ms; /* when they began */
-    int32_t first_step, said;
+    double stage_ms, steps_ms, said_ms; /* when stage and rate began, and when a line was last said */
+    int32_t first_step;
 } cli_progress;
 
 void cli_progress_init(cli_progress *progress, cli_volume volume, bool stage_times);
@@ -96,7 +96,7 @@ void cli_progress_init(cli_progress *progress, cli_volume volume, bool stage_tim
 int cli_progress_show(cli_progress *progress, lw_stage stage, int32_t step, int32_t n_steps);
 void cli_progress_end(cli_progress *progress); /* takes the bar away; done once before any other line */
 
-/* SIGINT and SIGTERM set a flag; a second one kills. SIGPIPE becomes an error of the write. */
+/* SIGINT and SIGTERM set a flag; a second one kills. SIGPIPE and SIGXFSZ become errors of the write. */
 void cli_catch_signals(void);
 bool cli_interrupted(void);
 /* Holds the signals back while a file is written and renamed. */

@@ -3,6 +3,7 @@
  * make the same file again is printed, as the way into `linework generate`. */
 #include "job.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,8 +49,10 @@ static lw_status tell(const cli_job *job, const opt_parsed *o, lw_error *err) {
     size_t size = 0;
     FILE *out = open_memstream(&text, &size);
     if (!out) return cli_no_memory(err);
-    fprintf(out, "picture  %s (%dx%d)\nedges    %s\nseed     %lld\nagain    linework generate -i ", job->outputs[0],
-            job->result.width, job->result.height, job->save_control, (long long)job->result.seed);
+    fprintf(out, "picture  %s (%dx%d)\nedges    %s\nseed     %lld\nagain    ", job->outputs[0], job->result.width,
+            job->result.height, job->save_control, (long long)job->result.seed);
+    shell_word(out, program_invocation_name);
+    fputs(" generate -i ", out);
     shell_word(out, job->image);
     fputs(" -p ", out);
     shell_word(out, job->request.prompt);

@@ -50,9 +50,9 @@ void opt_help(FILE *out, const opt_command *command) {
         snprintf(text, sizeof text, "%s%s%s%s%s%s%s", s->help, range[0] || s->fallback ? " (" : "", range,
                  range[0] && s->fallback ? "; " : "", s->fallback ? "default " : "", s->fallback ? s->fallback : "",
                  range[0] || s->fallback ? ")" : "");
-        int n = fprintf(out, "%-32s", head);
-        if (n > 32) n = fprintf(out, "\n%32s", "") - 1;
-        wrap(out, text, 32, n, 100);
+        if (strlen(head) < 32) fprintf(out, "%-32s", head);
+        else fprintf(out, "%s\n%32s", head, "");
+        wrap(out, text, 32, 32, 100);
     }
 }
 

@@ -74,14 +74,28 @@ static bool is_special(const char *path) {
     return stat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode);
 }
 
-/* The library's name of the format that path's extension asks for, or NULL. */
+/* Whether this build has the format is best asked of the encoder itself. */
+static lw_status check_format(const char *format, lw_error *err) {
+    uint8_t pixel[3] = {0};
+    lw_image one = {.size = sizeof one, .width = 1, .height = 1, .channels = 3, .stride = 3, .data = pixel};
+    void *bytes = NULL;
+    size_t n_bytes = 0;
+    lw_status status = lw_image_encode(&one, format, NULL, &bytes, &n_bytes, err);
+    lw_free(bytes);
+    return status;
+}
+
+/* The library's name of the format that path's extension asks for, or NULL. Streams have none and take PNG, or PPM
+ * where the build has no PNG. */
 static const char *format_of(const char *path) {
     static const char *const formats[][2] = {{"png", "png"},   {"jpg", "jpeg"}, {"jpeg", "jpeg"},
                                              {"webp", "webp"}, {"ppm", "ppm"},  {"pgm", "ppm"}};
     const char *slash = strrchr(path, '/'), *dot = strrchr(slash ? slash : path, '.');
     for (size_t i = 0; dot && i < sizeof formats / sizeof *formats; i++)
         if (!strcasecmp(dot + 1, formats[i][0])) return formats[i][1];
-    return !strcmp(path, "-") || is_special(path) ? "png" : NULL;
+    if (strcmp(path, "-") != 0 && !is_special(path)) return NULL;
+    lw_error ignored;
+    return check_format("png", &ignored) == LW_OK ? "png" : "ppm";
 }
 
 lw_status cli_check_output(const char *path, lw_error *err) {
@@ -116,14 +130,9 @@ lw_status cli_check_picture_output(const char *path, lw_error *err) {
     const char *format = format_of(path);
     if (!format)
         return cli_fail(err, LW_EINVAL, "%s: its extension names no picture format: png, jpg, webp, ppm", path);
-    /* Whether this build has the format is best asked of the encoder itself. */
-    uint8_t pixel[3] = {0};
-    lw_image one = {.size = sizeof one, .width = 1, .height = 1, .channels = 3, .stride = 3, .data = pixel};
-    void *bytes = NULL;
-    size_t n_bytes = 0;
-    status = lw_image_encode(&one, format, NULL, &bytes, &n_bytes, err);
-    lw_free(bytes);
-    return status;
+    lw_error why = {0};
+    status = check_format(format, &why);
+    return status == LW_OK ? LW_OK : cli_fail(err, status, "%s: %s", path, why.message);
 }
 
 lw_status cli_write_picture(const char *path, const lw_image *image, const lw_fields *fields, lw_error *err) {

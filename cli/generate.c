@@ -133,7 +133,7 @@ static lw_status set_controls(cli_job *job, const opt_parsed *o, lw_error *err) 
         c->start = start->at ? start->number : then ? then->start : 0;
         c->end = end->at ? end->number : then ? then->end : 1;
         if (then && replay->control_sha256[i] && !c->image && job->volume != CLI_QUIET)
-            cli_note("the parameters were used with a ready edge map, which is given with --control-image");
+            cli_note("ControlNet %zu of the parameters took a ready edge map: give it with --control-image", i);
     }
     return LW_OK;
 }

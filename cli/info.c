@@ -28,8 +28,8 @@ static void print_value(FILE *out, const char *key, json_t *value, int depth) {
     fprintf(out, "%*s%s", 2 * depth, "", key);
     if (json_is_object(value) || (json_is_array(value) && json_is_object(json_array_get(value, 0)))) {
         fputc('\n', out);
-        if (json_is_object(value)) json_object_foreach(value, name, member) print_value(out, name, member, depth + 1);
-        else json_array_foreach(value, i, member) print_value(out, "-", member, depth + 1);
+        json_object_foreach(value, name, member) { print_value(out, name, member, depth + 1); }
+        json_array_foreach(value, i, member) { print_value(out, "-", member, depth + 1); }
         return;
     }
     int width = 18 - 2 * depth - (int)strlen(key);
@@ -54,7 +54,7 @@ static lw_status tell(const opt_parsed *o, json_t *json, lw_error *err) {
     if (!out) return cli_no_memory(err);
     const char *key;
     json_t *value;
-    json_object_foreach(json, key, value) print_value(out, key, value, 0);
+    json_object_foreach(json, key, value) { print_value(out, key, value, 0); }
     lw_status status = fclose(out) == 0 ? cli_print(text, err) : cli_no_memory(err);
     free(text);
     return status;
@@ -116,22 +116,23 @@ static lw_status picture(const opt_parsed *o, const char *path, lw_error *err) {
 }
 
 static lw_status model(const opt_parsed *o, const char *path, lw_error *err) {
-    char *text = NULL, hash[65], *cache = NULL;
+    char *text = NULL, hash[65];
     lw_status status = lw_model_info(path, &text, err);
     if (status != LW_OK) return status;
     json_error_t why;
-    json_t *json = json_loads(text, 0, &why);
+    json_t *found = json_loads(text, 0, &why);
     lw_free(text);
-    if (!json_is_object(json)) {
-        json_decref(json);
+    if (!json_is_object(found)) {
+        json_decref(found);
         return cli_fail(err, LW_EINTERNAL, "%s: lw_model_info gave no object: %s", path, why.text);
     }
-    cache = cli_cache_dir();
+    char *cache = cli_cache_dir();
     cli_file_hash(path, cache, opt_get(o, INFO_HASH)->at ? UINT64_MAX : (uint64_t)1 << 30, hash);
     free(cache);
-    json_object_set_new(json, "kind", json_string("model"));
-    json_object_set_new(json, "sha256", hash[0] ? json_string(hash) : json_null());
+    json_t *json = json_pack("{s:s, s:s?}", "kind", "model", "sha256", hash[0] ? hash : NULL);
+    if (json) json_object_update(json, found);
     status = cli_interrupted() ? cli_fail(err, LW_ECANCEL, "info: cancelled") : tell(o, json, err);
+    json_decref(found);
     json_decref(json);
     return status;
 }

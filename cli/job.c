@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "job.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -162,7 +163,22 @@ static lw_status read_latents(cli_job *job, lw_error *err) {
 
 /* ---- the engine */
 
+/* A first run has no model yet, and its name alone does not say where one is. */
+static lw_status check_model(const char *path, lw_error *err) {
+    struct stat st;
+    if (stat(path, &st) == 0 || errno != ENOENT) return LW_OK; /* what else may be wrong is the library's to say */
+    return cli_fail(
+        err, LW_EMODEL,
+        "%s: no such file or folder; Stable Diffusion 1.5 (v1-5-pruned-emaonly.safetensors) is at "
+        "huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5, its ControlNet (control_v11p_sd15_canny) "
+        "at huggingface.co/lllyasviel/ControlNet-v1-1; without -m the embedded model draws",
+        path);
+}
+
 static lw_status open_engine(cli_job *job, lw_error *err) {
+    TRY(check_model(job->engine.model, err));
+    for (size_t i = 0; i < job->n_controls; i++)
+        if (job->controls[i].net) TRY(check_model(job->controls[i].net, err));
     const char **nets = calloc(job->n_controls + 1, sizeof *nets);
     if (!nets) return cli_no_memory(err);
     for (size_t i = 0; i < job->n_controls; i++)
@@ -325,7 +341,7 @@ lw_status cli_job_run(cli_job *job, lw_error *err) {
 
 static json_t *model_json(const cli_job *job) {
     json_t *hash = job->model_sha256[0] ? json_stringn(job->model_sha256, 10) : json_null();
-    return json_pack("{s:s?, s:s?, s:o}", "path", job->engine.model, "name", job->info.name, "hash", hash);
+    return json_pack("{s:s?, s:o}", "path", job->engine.model, "hash", hash);
 }
 
 static lw_status tell_json(const cli_job *job, lw_error *err) {

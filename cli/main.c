@@ -2,6 +2,7 @@
  * linework: finds the command, parses its flags, turns its status into the exit code and one line on standard error. */
 #include "cli.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,8 +39,9 @@ static int finish(lw_status status, const lw_error *err) {
     return exit_code(status);
 }
 
-static lw_status print_stream(char *text, FILE *out, lw_error *err) {
-    return fclose(out) == 0 ? cli_print(text, err) : cli_no_memory(err);
+/* *text is where open_memstream puts what was written, once it is closed. */
+static lw_status print_stream(char *const *text, FILE *out, lw_error *err) {
+    return fclose(out) == 0 ? cli_print(*text, err) : cli_no_memory(err);
 }
 
 static const char short_help[] =
@@ -66,7 +68,7 @@ static void print_list(FILE *out, const char *title, json_t *list) {
     const char *key;
     json_t *value;
     size_t i;
-    fprintf(out, "%-11s", title);
+    fprintf(out, "%-11s%s", title, json_is_string(list) ? json_string_value(list) : "");
     if (json_is_object(list)) {
         bool first = true;
         json_object_foreach(list, key, value) {
@@ -100,7 +102,7 @@ static lw_status version(bool as_json, lw_error *err) {
         print_list(out, "CPU", json_object_get(json, "cpu"));
         print_list(out, "libraries", json_object_get(json, "libraries"));
         print_list(out, "devices", json_object_get(json, "devices"));
-        status = print_stream(text, out, err);
+        status = print_stream(&text, out, err);
     }
     free(text);
     json_decref(json);
@@ -138,7 +140,7 @@ static lw_status help(const char *topic, lw_error *err) {
     else if (!strcmp(topic, "--completion")) opt_completion(out, cli_commands, cli_n_commands);
     else if (command < N_COMMANDS) opt_help(out, commands[command].command);
     else status = unknown_command(topic, err);
-    if (status == LW_OK) status = print_stream(text, out, err);
+    if (status == LW_OK) status = print_stream(&text, out, err);
     else fclose(out);
     free(text);
     return status;
@@ -158,8 +160,16 @@ static lw_status run(size_t command, int argc, char **argv, lw_error *err) {
     return status;
 }
 
+/* A file that is opened while standard output is closed would be printed into. What stands in for a closed descriptor
+ * fails when it is used, as the closed one would. */
+static void hold_standard_descriptors(void) {
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0) return;
+}
+
 int main(int argc, char **argv) {
     lw_error err = {0};
+    hold_standard_descriptors();
     cli_catch_signals();
     if (argc < 2) return finish(cli_print(short_help, &err), &err);
     const char *name = argv[1];

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * Progress on standard error: on a terminal one line that is drawn again, with rate and time left; elsewhere a line a
- * stage and one for every tenth of the steps. Also the signals, which end a job through the progress callback. */
+ * stage, and a line a second of the steps. Also the signals, which end a job through the progress callback. */
 #include "cli.h"
 
 #include <signal.h>
@@ -8,27 +8,39 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 static volatile sig_atomic_t interrupted;
+static volatile int64_t interrupted_ms; /* of the first signal; read and written by the handler alone */
 
+/* The first signal asks to stop at the next step, a later one stops at once. Both of a pair do as one: timeout(1) sends
+ * its signal to the process and to its group. */
 static void on_signal(int number) {
-    (void)number;
+    struct timespec now; /* clock_gettime may be called here, as signal and raise may */
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    int64_t ms = (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+    if (!interrupted) interrupted_ms = ms;
     interrupted = 1;
+    if (ms - interrupted_ms < 500) return;
+    signal(number, SIG_DFL);
+    raise(number);
 }
 
 void cli_catch_signals(void) {
-    /* The first asks to stop at the next step; the handler is then gone, so that a second one stops at once. No
-     * SA_RESTART: a read of standard input has to return. */
-    struct sigaction stop = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND};
+    /* No SA_RESTART: a read of standard input has to return. Neither signal may come into the other's handler. */
+    struct sigaction stop = {.sa_handler = on_signal};
     struct sigaction ignore = {.sa_handler = SIG_IGN};
     sigemptyset(&stop.sa_mask);
+    sigaddset(&stop.sa_mask, SIGINT);
+    sigaddset(&stop.sa_mask, SIGTERM);
     sigemptyset(&ignore.sa_mask);
     struct sigaction before;
     /* A job started in the background by a shell has SIGINT ignored, and is not to be stopped by it. */
     if (sigaction(SIGINT, NULL, &before) == 0 && before.sa_handler != SIG_IGN) sigaction(SIGINT, &stop, NULL);
     sigaction(SIGTERM, &stop, NULL);
     sigaction(SIGPIPE, &ignore, NULL);
+    sigaction(SIGXFSZ, &ignore, NULL);
 }
 
 bool cli_interrupted(void) { return interrupted != 0; }
@@ -112,7 +124,7 @@ int cli_progress_show(cli_progress *p, lw_stage stage, int32_t step, int32_t n_s
         p->stage = stage;
         p->stage_ms = p->steps_ms = cli_now_ms();
         p->first_step = step;
-        p->said = 0;
+        p->said_ms = p->stage_ms;
         if (p->volume != CLI_QUIET && p->terminal && stage != LW_STAGE_STEPS && stage != LW_STAGE_DONE) {
             fprintf(stderr, "\r\033[K%s...", stage_names[stage]);
             fflush(stderr);
@@ -124,9 +136,9 @@ int cli_progress_show(cli_progress *p, lw_stage stage, int32_t step, int32_t n_s
         if (p->volume == CLI_QUIET) {
         } else if (p->terminal) {
             draw_bar(p, step, n_steps, text);
-        } else if (step > 0 && (int64_t)step * 10 / n_steps > (int64_t)p->said * 10 / n_steps) {
+        } else if (step > 0 && cli_now_ms() - p->said_ms >= 1000) {
             fprintf(stderr, "step    %s\n", text);
-            p->said = step;
+            p->said_ms = cli_now_ms();
         }
     }
     return cli_interrupted();

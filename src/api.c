@@ -34,6 +34,8 @@ lw_status lw_engine_open(lw_engine **out, const lw_engine_params *params, lw_err
     return lw_engine_make(out, backend, params, err);
 }
 
+lw_status lw_model_info(const char *path, char **json, lw_error *err) { return lw_weights_describe(path, json, err); }
+
 char *lw_build_info(void) {
     char features[80];
     lw_cpu_features(features, sizeof features);

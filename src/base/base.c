@@ -227,12 +227,14 @@ static float float_of(uint32_t u) {
     return f;
 }
 
+/* Masks instead of branches, so that lw_to_f32's loop is vectorised. */
 float lw_f16_to_f32(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ff;
-    if (exponent == 31) return float_of(sign | 0x7f800000 | mantissa << 13);
-    if (exponent == 0)
-        return float_of(sign | bits_of((float)mantissa * 0x1p-24f)); /* exact: subnormals are multiples of 2^-24 */
-    return float_of(sign | (exponent + 112) << 23 | mantissa << 13);
+    uint32_t magnitude = h & 0x7fff, normal = (magnitude << 13) + 0x38000000;
+    uint32_t subnormal = bits_of((float)(int32_t)magnitude * 0x1p-24f); /* exact: they are multiples of 2^-24 */
+    uint32_t is_subnormal = 0u - (uint32_t)(magnitude < 0x0400), is_special = 0u - (uint32_t)(magnitude >= 0x7c00);
+    uint32_t u = (subnormal & is_subnormal) | (normal & ~is_subnormal);
+    u += is_special & 0x38000000; /* infinity and NaN: the largest exponent stays that */
+    return float_of((uint32_t)(h & 0x8000) << 16 | u);
 }
 
 uint16_t lw_f32_to_f16(float f) {

@@ -25,16 +25,15 @@ bool lw_buffer_add(lw_buffer *buffer, const void *bytes, size_t n) {
 }
 
 lw_status lw_image_check_sides(uint64_t width, uint64_t height, const char *name, lw_error *err) {
-    if (width == 0 || height == 0)
-        return lw_fail(err, LW_EINPUT, "%s: the picture is %llu x %llu pixels, want at least 1 x 1", name,
-                       (unsigned long long)width, (unsigned long long)height);
-    if (width > LW_MAX_SIDE || height > LW_MAX_SIDE)
-        return lw_fail(err, LW_EINPUT, "%s: the picture is %llu x %llu pixels, the limit of a side is %d", name,
-                       (unsigned long long)width, (unsigned long long)height, LW_MAX_SIDE);
-    if (width * height > LW_MAX_PIXELS)
+    unsigned long long w = width, h = height;
+    if (w == 0 || h == 0)
+        return lw_fail(err, LW_EINPUT, "%s: the picture is %llu x %llu pixels, want at least 1 x 1", name, w, h);
+    if (w > LW_MAX_SIDE || h > LW_MAX_SIDE)
+        return lw_fail(err, LW_EINPUT, "%s: the picture is %llu x %llu pixels, the limit of a side is %d", name, w, h,
+                       LW_MAX_SIDE);
+    if (w * h > LW_MAX_PIXELS)
         return lw_fail(err, LW_EINPUT, "%s: the picture is %llu x %llu = %llu pixels, the limit is 64 Mpx (%llu)", name,
-                       (unsigned long long)width, (unsigned long long)height, (unsigned long long)(width * height),
-                       (unsigned long long)LW_MAX_PIXELS);
+                       w, h, w * h, (unsigned long long)LW_MAX_PIXELS);
     return LW_OK;
 }
 

@@ -265,7 +265,7 @@ static lw_status lanczos(const lw_image *in, lw_image *out, double scale_x, doub
         }
         const int16_t *w = ys[y].w;
         uint8_t *to = lw_image_row(out, y);
-        for (size_t i = 0; i < row; i++) { /* below 2^31: the weights' sizes sum to 1.6 at most */
+        for (size_t i = 0; i < row; i++) { /* the positive products sum to 2.11e9 at most: no overflow */
             int32_t v = tap[0][i] * w[0] + tap[1][i] * w[1] + tap[2][i] * w[2] + tap[3][i] * w[3] + tap[4][i] * w[4] +
                         tap[5][i] * w[5] + tap[6][i] * w[6] + tap[7][i] * w[7];
             to[i] = clamp_byte((v + (1 << 21)) >> 22);

@@ -275,7 +275,7 @@ static lw_status read_layout(const lw_model *m, lw_unet_layout *u, const char *p
 
 static lw_status read_controls(lw_model *m, lw_error *err) {
     for (int32_t k = 0; k < m->n_controls; k++) {
-        char prefix[16] = "control.";
+        char prefix[24] = "control.";
         if (k) snprintf(prefix, sizeof prefix, "control%d.", k);
         LW_TRY(read_layout(m, &m->control[k], prefix, false, err));
         if (m->control[k].n_in != m->unet.n_in)

@@ -110,3 +110,5 @@ lw_status lw_engine_get_info(const lw_engine *e, lw_engine_info *info, lw_error 
                              .tactics_hash = e->tactics_hash};
     return LW_OK;
 }
+
+const lw_tokenizer *lw_engine_tokenizer(const lw_engine *e) { return e->tokenizer; }

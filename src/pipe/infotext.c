@@ -46,19 +46,15 @@ static void appendf(string *s, const char *format, ...) {
     append(s, text);
 }
 
-/* As Python prints a float: the fewest digits that read back the same, with a point. The host program's locale may
- * print another point than ours. */
+/* As Python prints a float: the fewest decimals that read back the same. The host program's locale may print another
+ * point than ours. */
 static const char *python_float(double v, char out[40]) {
-    for (int digits = 1; digits <= 17; digits++) {
-        snprintf(out, 40, "%.*g", digits, v);
+    for (int decimals = 1; decimals <= 17; decimals++) {
+        snprintf(out, 40, "%.*f", decimals, v); /* ranges keep v below 10,001 */
         if (strtod(out, NULL) == v) break;
     }
-    bool whole = true;
-    for (char *c = out; *c; c++) {
-        if (!strchr("0123456789-+e", *c)) *c = '.';
-        if (*c == '.' || *c == 'e') whole = false;
-    }
-    if (whole) strcat(out, ".0");
+    for (char *c = out; *c; c++)
+        if (!strchr("0123456789-", *c)) *c = '.';
     return out;
 }
 

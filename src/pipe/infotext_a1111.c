@@ -245,9 +245,9 @@ lw_status lw_infotext_read_a1111(lw_infotext_builder *b, const char *text, lw_er
     char *copy = lw_arena_alloc(b->arena, n + 1, 1);
     pair *p = lw_arena_alloc(b->arena, 1, sizeof *p);
     if (!copy || !p) return lw_fail(err, LW_ENOMEM, "infotext: no memory for %zu bytes of text", n);
-    memcpy(copy, text, n);
-    for (char *c = copy; *c; c++)
-        if (*c == '\r') *c = '\n';
+    n = 0;
+    for (const char *c = text; *c; c++)
+        if (*c != '\r') copy[n++] = *c;
     while (n > 0 && strchr(" \n\t", copy[n - 1])) copy[--n] = 0;
 
     /* The last line is the list if it has three pairs or begins as one, as A1111 decides it; else it is prompt. */

@@ -433,7 +433,7 @@ static bool encode_word(run *r, const lw_char *word, size_t n_chars) {
 
 static bool spells(const lw_char *c, size_t n, const char *text) {
     size_t i = 0;
-    while (text[i] && i < n && c[i].code == (uint8_t)text[i]) i++;
+    while (i < n && text[i] && c[i].code == (uint8_t)text[i]) i++;
     return text[i] == 0;
 }
 

@@ -103,7 +103,7 @@ static lw_status map_entry(lw_weights *w, const spelling *how, const lw_entry *e
 
 /* The listing's entries from `first` on, which are those of one file, under canonical names into w->tensors. */
 static lw_status map_names(lw_weights *w, size_t first, lw_network part, spelling *how, lw_error *err) {
-    const lw_entry *entries = w->listing.entries + first;
+    const lw_entry *entries = w->listing.entries ? w->listing.entries + first : NULL; /* NULL: nothing was listed */
     size_t n = w->listing.n - first;
     const char *file = w->sources[w->n_sources - 1].name;
     if (n == 0 || !find_spelling(entries, n, part, how))

@@ -80,31 +80,30 @@ static void test_read_errors(void **state) {
 }
 
 static void *feed(void *user) {
-    int fd = open(user, O_WRONLY | O_CLOEXEC);
+    int fd = *(int *)user;
     for (int i = 0; i < 3; i++) {
+        usleep(10000);
         assert_int_equal(write(fd, &"P5 1 1 255 a"[i * 4], 4), 4);
-        usleep(20000);
     }
     close(fd);
     return NULL;
 }
 
+/* A pipe that has a writer is waited for, piece by piece. */
 static void test_read_pipe(void **state) {
     (void)state;
     char path[128];
     strcpy(path, in_folder("pipe"));
     assert_int_equal(mkfifo(path, 0600), 0);
-    int keep = open(path, O_RDWR | O_CLOEXEC); /* so that opening for writing does not wait */
+    int fd = open(path, O_RDWR | O_CLOEXEC);                  /* opening for writing alone would wait for the reader */
+    int keep = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); /* what is written early is not lost */
     pthread_t thread;
-    assert_int_equal(pthread_create(&thread, NULL, feed, path), 0);
-    usleep(5000);
-    int own = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-    close(keep);
+    assert_int_equal(pthread_create(&thread, NULL, feed, &fd), 0);
     lw_image out;
     lw_error err = {0};
     lw_status status = lw_image_read(path, &out, NULL, &err);
     pthread_join(thread, NULL);
-    close(own);
+    close(keep);
     if (status != LW_OK) fail_msg("%s", err.message);
     assert_int_equal(out.data[0], 'a');
     lw_image_free(&out);

@@ -78,6 +78,25 @@ static void cuda_beyond_the_grid(void **state) {
     free(big);
 }
 
+/* x_T and the 20 draws after it of the reference job, from another program of the same generator. */
+static void cuda_draws_of_a_job(void **state) {
+    (void)state;
+    enum { N = 4 * 8 * 16 };
+    fixture f = fixture_open("tiny/job");
+    float *first = fixture_get(&f, "x_T", NULL), *later = fixture_get(&f, "eta1.noise", NULL), out[N];
+    lw_noise noise;
+    lw_noise_init(&noise, LW_RNG_CUDA, 7);
+    lw_noise_draw(&noise, out, N);
+    assert_true(fixture_max_diff(out, first, N) <= TOLERANCE);
+    for (size_t k = 0; k < 20; k++) {
+        lw_noise_draw(&noise, out, N);
+        assert_true(fixture_max_diff(out, later + k * N, N) <= TOLERANCE);
+    }
+    free(first);
+    free(later);
+    fixture_close(&f);
+}
+
 static void cpu_numbers(void **state) {
     (void)state;
     const int sizes[] = {5, 16, 17, 100, 6144};
@@ -129,8 +148,8 @@ static void random_seeds(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(cuda_numbers),    cmocka_unit_test(cuda_beyond_the_grid), cmocka_unit_test(cpu_numbers),
-        cmocka_unit_test(cpu_mixed_sizes), cmocka_unit_test(random_seeds),
+        cmocka_unit_test(cuda_numbers), cmocka_unit_test(cuda_draws_of_a_job), cmocka_unit_test(cuda_beyond_the_grid),
+        cmocka_unit_test(cpu_numbers),  cmocka_unit_test(cpu_mixed_sizes),     cmocka_unit_test(random_seeds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -3,6 +3,7 @@
 #include "weights/weights.h"
 #include "weight_files.h"
 
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <sys/stat.h>
@@ -218,6 +219,28 @@ static void test_not_models(void **state) {
     unlink(fifo);
 }
 
+static void *read_all(void *user) {
+    const lw_weights *w = user;
+    float values[8];
+    for (int round = 0; round < 200; round++)
+        for (size_t i = 0; i < lw_weights_count(w); i++)
+            if (lw_tensor_read(w, lw_weights_at(w, i), values, NULL) != LW_OK || values[1] != 1) return user;
+    return NULL;
+}
+
+static void test_threads(void **state) {
+    (void)state;
+    lw_weights *w = open_or_fail(OFFICIAL);
+    pthread_t threads[8];
+    void *wrong;
+    for (int i = 0; i < 8; i++) assert_int_equal(pthread_create(&threads[i], NULL, read_all, w), 0);
+    for (int i = 0; i < 8; i++) {
+        assert_int_equal(pthread_join(threads[i], &wrong), 0);
+        assert_null(wrong);
+    }
+    lw_weights_close(&w);
+}
+
 static void test_faults(void **state) {
     (void)state;
     lw_error err;
@@ -245,6 +268,6 @@ int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_official), cmocka_unit_test(test_describe),
                                        cmocka_unit_test(test_write),    cmocka_unit_test(test_chunks),
                                        cmocka_unit_test(test_parts),    cmocka_unit_test(test_not_models),
-                                       cmocka_unit_test(test_faults)};
+                                       cmocka_unit_test(test_threads),  cmocka_unit_test(test_faults)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -225,8 +225,9 @@ static void every_count(void **state) {
                 assert_true(s.n_rows >= steps && s.n_noise <= s.n_rows);
                 for (int32_t i = 0; i < s.n_rows; i++) {
                     const lw_row *r = &s.rows[i];
-                    const float *words = &r->guidance;
-                    for (int k = 0; k < 16; k++) assert_true(isfinite(words[k]));
+                    float words[sizeof *r / sizeof(float)];
+                    memcpy(words, r, sizeof words);
+                    for (size_t k = 2; k < sizeof words / sizeof *words; k++) assert_true(isfinite(words[k]));
                     assert_true(s.timesteps[i] >= 0 && s.timesteps[i] <= 999);
                     if (i) assert_true(s.timesteps[i] <= s.timesteps[i - 1]);
                 }

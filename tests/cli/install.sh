@@ -1,0 +1,36 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# install.sh PROGRAM DATA SOURCES BUILD: what is installed works from any folder, and the header is clean by itself.
+# shellcheck source=tests/cli/lib.sh
+. "$(dirname "$0")/lib.sh"
+sources=$3 build=$4
+for standard in c99 c11; do
+    checks=$((checks + 1))
+    echo '#include <linework.h>' >header.c
+    cc -std=$standard -Wall -Wextra -Wpedantic -Werror -I"$sources/include" -fsyntax-only header.c 2>err || fail "linework.h as $standard"
+done
+if command -v c++ >/dev/null; then
+    checks=$((checks + 1))
+    cp header.c header.cc
+    c++ -std=c++17 -Wall -Wextra -Wpedantic -Werror -I"$sources/include" -fsyntax-only header.cc 2>err || fail "linework.h as C++17"
+fi
+[ -d "$sources/models/demo" ] || { finish; exit; }
+
+checks=$((checks + 1))
+cmake --install "$build" --prefix "$work/inst" >out 2>err || fail "cmake --install"
+lib=$(dirname "$(find inst -name liblinework.a)")
+for file in bin/linework include/linework.h share/man/man1/linework.1 share/bash-completion/completions/linework; do
+    that test -s "inst/$file"
+done
+checks=$((checks + 1))
+PKG_CONFIG_PATH="$lib/pkgconfig" pkg-config --define-variable=prefix="$work/inst" --cflags --libs linework >flags 2>err || fail "pkg-config"
+checks=$((checks + 1))
+# shellcheck disable=SC2046
+cc -std=c99 "$sources/examples/canny2image.c" $(cat flags) -Wl,-rpath,"$work/$lib" -o example 2>err || fail "the example against what is installed"
+checks=$((checks + 1))
+./example >out 2>err
+[ $? -eq 2 ] || fail "the installed library does not start"
+program=$work/inst/bin/linework
+run 0 --version
+if [ -f inst/share/linework/models/demo/model.safetensors ]; then run 0 tokenize x; fi
+finish
