@@ -8,7 +8,7 @@
 typedef struct attention {
     int32_t g, n, q, k, heads, d;
     bool causal;
-    int32_t kv_how, v_how; /* v_how: beyond kv_how, for v alone */
+    int32_t kv_how, v_how; /* v_how: where v differs from kv_how */
     bool one_buffer;       /* q, k and v are slices of one product */
     uint32_t regimes;
 } attention;
@@ -28,7 +28,7 @@ static void add(ck_list *list, lw_dtype dtype, const attention *d, const char *f
     } else {
         a->q = ck_view(&c, dtype, d->g, d->n, 1, d->q, ch, 0);
         a->k = ck_view(&c, dtype, d->g, d->n, 1, d->k, ch, d->kv_how);
-        a->v = ck_view(&c, dtype, d->g, d->n, 1, d->k, ch, d->kv_how | d->v_how);
+        a->v = ck_view(&c, dtype, d->g, d->n, 1, d->k, ch, d->kv_how ^ d->v_how);
     }
     a->out = ck_view(&c, dtype, d->g, d->n, 1, d->q, ch, 0);
     a->heads = d->heads;
@@ -58,6 +58,8 @@ static const attention cases[] = {
     {2, 3, 9, 77, 2, 40, .kv_how = CK_SHARED_G | CK_SHARED_N},
     {2, 3, 9, 19, 2, 40, .v_how = CK_SHARED_N},
     {2, 3, 9, 19, 2, 40, .v_how = CK_SHARED_G},
+    {2, 3, 9, 19, 2, 40, .kv_how = CK_SHARED_N, .v_how = CK_SHARED_N},
+    {2, 3, 9, 19, 2, 40, .kv_how = CK_SHARED_G, .v_how = CK_SHARED_G},
     {2, 2, 9, 77, 2, 40, .kv_how = CK_SLICE},
     {1, 1, 512, 77, 1, 8, .causal = false},
     {1, 1, 15, 512, 2, 20, .causal = false},
