@@ -134,7 +134,7 @@ int main(int argc, char **argv) {
     if (o.bench) {
         if (m.backend->device == LW_DEVICE_CPU && o.roof.gflops <= 0) o.roof = ck_measure_roof(m.backend->threads);
         printf("# roof: %.1f GFLOP/s, %.1f GB/s\n", o.roof.gflops, o.roof.gbs);
-        printf("op\tshape\ttactic\tdtype\tns\tgflops\tgbs\troof_percent\tx_ref\tmad_percent\n");
+        printf("op\tshape\ttactic\tdtype\tns\tgflops\tgbs\troof_percent\tx_ref\tmad_percent\tbest_ns\n");
     }
     double begin = lw_now_ms();
     for (int32_t i = 0; i < list.n; i++) {
