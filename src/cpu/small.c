@@ -226,9 +226,9 @@ static bool attention_supports(const lw_backend *b, const lw_params *params, con
 
 static int64_t padded(int64_t v, const lw_kernels *k) { return (v + k->width - 1) / k->width * k->width; }
 
-/* Distinct (g, n) of K and V: shared ones are packed once. */
-static int32_t kv_g(const lw_attention_args *m) { return m->k.sg ? m->k.g : 1; }
-static int32_t kv_n(const lw_attention_args *m) { return m->k.sn ? m->k.n : 1; }
+/* Distinct (g, n) of K and V: what both share is packed once. */
+static int32_t kv_g(const lw_attention_args *m) { return m->k.sg || m->v.sg ? m->k.g : 1; }
+static int32_t kv_n(const lw_attention_args *m) { return m->k.sn || m->v.sn ? m->k.n : 1; }
 
 static int64_t head_floats(const lw_attention_args *m, const lw_kernels *k) {
     int64_t d = m->q.c / m->heads, lp = padded(m->k.w, k);
@@ -266,7 +266,7 @@ static void attend(void *user, int64_t begin, int64_t end) {
         int32_t block = (int32_t)(i % blocks), head = (int32_t)(i / blocks % m->heads);
         int32_t n = (int32_t)(i / blocks / m->heads % m->out.n), g = (int32_t)(i / blocks / m->heads / m->out.n),
                 first = block * each;
-        int64_t kv = ((int64_t)(m->k.sg ? g : 0) * kv_n(m) + (m->k.sn ? n : 0)) * m->heads + head;
+        int64_t kv = ((int64_t)(kv_g(m) > 1 ? g : 0) * kv_n(m) + (kv_n(m) > 1 ? n : 0)) * m->heads + head;
         const float *kt = j->affine + kv * head_floats(m, j->k);
         const float *q = (const float *)lw_at(j->run, m->q) + lw_view_index(&m->q, g, n, 0, first) + head * d;
         float *out = (float *)lw_at(j->run, m->out) + lw_view_index(&m->out, g, n, 0, first) + head * d;
