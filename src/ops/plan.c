@@ -130,13 +130,20 @@ static bool split_epilogue(const lw_tactic *t, lw_epilogue *epi, lw_epilogue *re
     return split;
 }
 
+/* Then a shortcut can't stay either: it is added last. */
+static bool splits_epilogue(const lw_tactic *t, const lw_epilogue *epi) {
+    lw_epilogue copy = *epi, rest;
+    return split_epilogue(t, &copy, &rest);
+}
+
 static lw_status lower_product(lw_plan *plan, const lw_op *op, const lw_tactic *t, lw_error *err) {
     lw_op mine;
     lw_args *m = new_args(plan, &mine, op->kind, op->name);
     if (!m) return no_memory(plan, err);
     *m = *op->m;
     lw_product_args *p = &m->product;
-    if (lw_view_is(p->shortcut_a) && !(t->takes & LW_TAKES_SHORTCUT)) LW_TRY(lower_shortcut(plan, p, op->name, err));
+    if (lw_view_is(p->shortcut_a) && (!(t->takes & LW_TAKES_SHORTCUT) || splits_epilogue(t, &p->epi)))
+        LW_TRY(lower_shortcut(plan, p, op->name, err));
     if (!(t->takes & LW_TAKES_PROLOGUE) && !prologue_plain(&p->in, &p->out))
         LW_TRY(lower_prologue(plan, p, op->name, err));
     lw_epilogue rest;
@@ -158,22 +165,26 @@ static lw_status lower_product(lw_plan *plan, const lw_op *op, const lw_tactic *
     return lower(plan, &combine, err);
 }
 
+static bool takes_all_fields(const lw_tactic *t, const lw_op *op) {
+    return (op->kind != LW_OP_CONV2D && op->kind != LW_OP_LINEAR) || (t->takes & LW_TAKES_ALL) == LW_TAKES_ALL;
+}
+
+/* Several members go to a tactic that takes them together and whole; else each is lowered by itself. */
 static lw_status lower(lw_plan *plan, const lw_op *op, lw_error *err) {
     const lw_backend *b = plan->backend;
+    bool many = op->n_member > 1;
     for (int32_t i = 0; i < b->n_tactics; i++) {
         const lw_tactic *t = b->tactics[i];
-        if (t->kind != op->kind || !t->supports(b, plan->program->params, op)) continue;
-        if (op->n_member > 1 && !(t->takes & LW_TAKES_MEMBERS)) {
-            for (int32_t k = 0; k < op->n_member; k++) {
-                lw_op one = {.kind = op->kind, .n_member = 1, .name = op->name, .m = &op->m[k]};
-                LW_TRY(lower(plan, &one, err));
-            }
-            return LW_OK;
-        }
-        if ((op->kind == LW_OP_CONV2D || op->kind == LW_OP_LINEAR) && t->takes != LW_TAKES_ALL)
-            return lower_product(plan, op, t, err);
-        return add_step(plan, op, t, err);
+        bool whole = takes_all_fields(t, op);
+        if (t->kind != op->kind || (many && !(whole && t->takes & LW_TAKES_MEMBERS))) continue;
+        if (!t->supports(b, plan->program->params, op)) continue;
+        return whole ? add_step(plan, op, t, err) : lower_product(plan, op, t, err);
     }
+    for (int32_t k = 0; many && k < op->n_member; k++) {
+        lw_op one = {.kind = op->kind, .n_member = 1, .name = op->name, .m = &op->m[k]};
+        LW_TRY(lower(plan, &one, err));
+    }
+    if (many) return LW_OK;
     return lw_fail(err, LW_EINTERNAL, "op %s (%s): backend %s has no tactic for it", op->name, lw_op_name(op->kind),
                    b->name);
 }
