@@ -42,10 +42,13 @@ char *lw_build_info(void) {
     json_t *libraries = json_object(), *info = NULL;
     json_object_set_new(libraries, "jansson", json_string(JANSSON_VERSION));
 #ifdef LW_HAVE_ONEDNN
-    json_object_set_new(libraries, "oneDNN", json_string(lw_cpu_onednn_version()));
+    json_object_set_new(libraries, "oneDNN", json_string(strchr(lw_cpu_onednn_version(), ' ') + 1));
 #endif
-    info = json_pack("{s:s, s:s, s:s, s:o, s:[s]}", "version", lw_version(), "compiler", __VERSION__, "cpu", features,
-                     "libraries", libraries, "devices", "cpu");
+    json_t *cpu = json_array();
+    for (char *save = NULL, *word = strtok_r(features, " ", &save); word; word = strtok_r(NULL, " ", &save))
+        json_array_append_new(cpu, json_string(word));
+    info = json_pack("{s:s, s:s, s:o, s:o, s:[s]}", "version", lw_version(), "compiler", __VERSION__, "cpu", cpu, "libraries",
+                     libraries, "devices", "cpu");
     char *text = info ? json_dumps(info, JSON_COMPACT) : NULL;
     json_decref(info);
     return text;
