@@ -91,7 +91,8 @@ bool lw_fault_hit(void) {
 }
 
 void *lw_alloc(size_t n, size_t each) {
-    if (lw_fault_hit()) return NULL;
+    size_t bytes;
+    if (lw_fault_hit() || !lw_mul_size(n, each, &bytes)) return NULL;
     return calloc(n ? n : 1, each ? each : 1);
 }
 
