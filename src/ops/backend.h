@@ -116,6 +116,8 @@ void lw_params_free(lw_params *params, lw_backend *backend);
 lw_status lw_params_fill(lw_params *params, lw_backend *backend, lw_error *err);
 /* Bytes of all packs requested so far, filled or not. */
 uint64_t lw_params_bytes(const lw_params *params);
+/* Of those that are filled. */
+uint64_t lw_params_filled_bytes(const lw_params *params);
 /* The expression's value, [O][I][kh][kw]; dst holds the product of the dims. */
 lw_status lw_param_eval(const lw_params *params, lw_param p, float *dst, lw_error *err);
 
