@@ -101,7 +101,7 @@ CU_DEVICE void epilogue8(const cu_epilogue &e, int g, int n, int h, int w, int c
         for (int i = 0; i < 8; i++) v[i] *= act_gelu(gate[i]);
     } else act8(e.act, v);
     if (e.scale) {
-        float s = e.scale[g * e.scale_sg];
+        float s = e.scale[g * e.scale_sg + n * e.scale_sn];
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] *= s;
     }

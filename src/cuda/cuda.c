@@ -322,7 +322,7 @@ lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error 
     add_tactics(b, cu_blas_tactics);
     add_tactics(b, cu_dnn_tactics);
     add_tactics(b, cu_product_tactics);
-    add_tactics(b, cu_small_tactics);
+    add_tactics(b, cu_kernel_tactics);
     add_tactics(b, cu_wide_tactics);
     *out = &b->base;
     return LW_OK;

@@ -105,8 +105,8 @@ extern const lw_tactic *const cu_blas_tactics[];
 extern const lw_tactic *const cu_dnn_tactics[];
 extern const lw_tactic *const cu_product_tactics[];
 extern const lw_tactic cu_conv2d_mma; /* one of them: where cuDNN has no engine */
-extern const lw_tactic *const cu_small_tactics[];
-extern const lw_tactic *const cu_wide_tactics[]; /* attention that cu_small_tactics does not take */
+extern const lw_tactic *const cu_kernel_tactics[];
+extern const lw_tactic *const cu_wide_tactics[]; /* attention that cu_kernel_tactics does not take */
 
 void cu_free_conv_plans(cu_conv_plan *plans);
 

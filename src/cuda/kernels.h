@@ -23,13 +23,13 @@ typedef struct cu_view {
 /* As lw_act. */
 enum { CU_ACT_NONE, CU_ACT_SILU, CU_ACT_GELU, CU_ACT_QUICK_GELU, CU_ACT_GEGLU };
 
-/* y = residual + scale[g] * act(x + bias + addend[g,n]); bias is float [c], or [2c] before GEGLU */
+/* y = residual + scale[g,n] * act(x + bias + addend[g,n]); bias is float [c], or [2c] before GEGLU */
 typedef struct cu_epilogue {
     const float *bias;
     cu_view addend;
     int32_t act;
     const float *scale;
-    int64_t scale_sg;
+    int64_t scale_sg, scale_sn;
     cu_view residual;
 } cu_epilogue;
 

@@ -12,6 +12,15 @@ enum { THREADS = 256, MIN_BLOCKS = 132 };
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
+/* A pixel of the input, or the four that it becomes. */
+template <typename T> CU_DEVICE void store_pixel(T *to, const cu_apply_args &a, const float v[8]) {
+    store8(to, v);
+    if (!a.up2) return;
+    store8(to + a.out.sw, v);
+    store8(to + a.out.sh, v);
+    store8(to + a.out.sh + a.out.sw, v);
+}
+
 /* ---- norm_stats: one pass. Each thread sums its rows shifted by the first of them (no cancellation where the mean is
  * large), then a thread a channel merges the threads' means and deviations in order. Block: (vectors, row lanes). */
 
@@ -121,20 +130,14 @@ template <typename TI, typename TO> __global__ void group_kernel(cu_apply_args a
     float f[8], o[8], v[8];
     load8(factor + threadIdx.x * 8, f);
     load8(offset + threadIdx.x * 8, o);
-    const int last = min(rows, static_cast<int>(blockIdx.x + 1) * chunk);
+    const int last = min(rows, static_cast<int>(blockIdx.x + 1) * chunk), up = a.up2 ? 2 : 1;
     for (int r = blockIdx.x * chunk + threadIdx.y; r < last; r += blockDim.y) {
         const int h = r / a.a.w, w = r - h * a.a.w;
         load8(src + h * in.sh + w * in.sw, v);
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = v[i] * f[i] + o[i];
         act8(a.act, v);
-        if (a.up2) {
-            TO *to = dst + 2 * h * a.out.sh + 2 * w * a.out.sw;
-            store8(to, v);
-            store8(to + a.out.sw, v);
-            store8(to + a.out.sh, v);
-            store8(to + a.out.sh + a.out.sw, v);
-        } else store8(dst + h * a.out.sh + w * a.out.sw, v);
+        store_pixel(dst + up * h * a.out.sh + up * w * a.out.sw, a, v);
     }
 }
 
@@ -143,13 +146,13 @@ template <typename TI, typename TO> __global__ void group_kernel(cu_apply_args a
 enum { KEEP = 5, LAYER_WARPS = 4 };
 
 template <typename TI, typename TO> __global__ void layer_kernel(cu_apply_args a) {
-    const int lane = threadIdx.x, rows = a.out.h * a.out.w, n_vec = a.a.c / 8;
+    const int lane = threadIdx.x, rows = a.a.h * a.a.w, n_vec = a.a.c / 8, up = a.up2 ? 2 : 1;
     const int64_t row = static_cast<int64_t>(blockIdx.x) * LAYER_WARPS + threadIdx.y;
     if (row >= static_cast<int64_t>(rows) * a.out.g * a.out.n) return;
     const int gn = static_cast<int>(row / rows), r = static_cast<int>(row % rows), g = gn / a.out.n, n = gn % a.out.n;
-    const int h = r / a.out.w, w = r - h * a.out.w;
+    const int h = r / a.a.w, w = r - h * a.a.w;
     const TI *in = static_cast<const TI *>(a.a.p) + view_at(a.a, g, n, h, w);
-    TO *out = static_cast<TO *>(a.out.p) + view_at(a.out, g, n, h, w);
+    TO *out = static_cast<TO *>(a.out.p) + view_at(a.out, g, n, up * h, up * w);
     float v[KEEP][8], extra[8], mean = 0, m2 = 0;
 #pragma unroll
     for (int k = 0; k < KEEP; k++) {
@@ -180,7 +183,7 @@ template <typename TI, typename TO> __global__ void layer_kernel(cu_apply_args a
 #pragma unroll
         for (int i = 0; i < 8; i++) x[i] = (x[i] - mean) * rstd * gamma[i] + beta[i];
         act8(a.act, x);
-        store8(out + vec * 8, x);
+        store_pixel(out + vec * 8, a, x);
     };
 #pragma unroll
     for (int k = 0; k < KEEP; k++)
@@ -205,12 +208,7 @@ template <typename TI, typename TO> __global__ void map_kernel(cu_apply_args a) 
     load8(static_cast<const TI *>(in.p) + view_at(in, g, n, h, w) + (in_a ? c : c - a.a.c), v);
     act8(a.act, v);
     const int up = a.up2 ? 2 : 1;
-    TO *out = static_cast<TO *>(a.out.p) + view_at(a.out, g, n, up * h, up * w) + c;
-    store8(out, v);
-    if (!a.up2) return;
-    store8(out + a.out.sw, v);
-    store8(out + a.out.sh, v);
-    store8(out + a.out.sh + a.out.sw, v);
+    store_pixel(static_cast<TO *>(a.out.p) + view_at(a.out, g, n, up * h, up * w) + c, a, v);
 }
 
 /* Smallest number of vectors that holds whole groups of `per` channels. */

@@ -9,7 +9,9 @@
 void cu_release(void *state) { lw_free(state); }
 
 bool cu_is_vectors(const lw_view *v) {
-    return v->c % 8 == 0 && v->off % 16 == 0 && v->sw % 8 == 0 && v->sh % 8 == 0 && v->sn % 8 == 0 && v->sg % 8 == 0;
+    int64_t unit = 16 / (int64_t)lw_dtype_bytes(v->dtype);
+    return v->c % 8 == 0 && v->off % 16 == 0 && v->sw % unit == 0 && v->sh % unit == 0 && v->sn % unit == 0 &&
+           v->sg % unit == 0;
 }
 
 bool cu_rows_uniform(const lw_view *v) {
@@ -78,6 +80,7 @@ cu_epilogue cu_epilogue_at(const lw_params *params, const lw_run *run, const lw_
                          .act = (int32_t)epi->act, /* the same order in both lists */
                          .scale = lw_at(run, epi->scale),
                          .scale_sg = epi->scale.g == 1 ? 0 : epi->scale.sg,
+                         .scale_sn = epi->scale.n == 1 ? 0 : epi->scale.sn,
                          .residual = cu_view_at(run, epi->residual)};
 }
 

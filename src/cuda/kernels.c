@@ -44,7 +44,7 @@ static bool apply_supports(const lw_backend *b, const lw_params *params, const l
     const lw_prologue *in = &m->in;
     if (op->n_member != 1 || !vectors(&in->a) || !vectors(&m->out) || in->act == LW_ACT_GEGLU) return false;
     if (lw_view_is(in->b) && (!vectors(&in->b) || in->b.dtype != in->a.dtype)) return false;
-    if (in->norm.kind == LW_NORM_LAYER) return !lw_view_is(in->b) && !in->up2;
+    if (in->norm.kind == LW_NORM_LAYER) return !lw_view_is(in->b);
     if (in->norm.kind == LW_NORM_NONE) return true;
     int32_t c = m->out.c, per = c / in->norm.groups, slab = per; /* a slab: whole groups of whole vectors */
     while (slab % 8) slab += per;
@@ -275,5 +275,5 @@ TACTIC(pack, "pack_u8_cuda", LW_OP_PACK_U8, pack_supports, no_state, pack_run);
 TACTIC(unpack, "unpack_u8_cuda", LW_OP_UNPACK_U8, unpack_supports, no_state, unpack_run);
 TACTIC(advance, "advance_cuda", LW_OP_ADVANCE, advance_supports, no_state, advance_run);
 
-const lw_tactic *const cu_small_tactics[] = {&stats, &apply, &combine, &attention, &tokens,
+const lw_tactic *const cu_kernel_tactics[] = {&stats, &apply, &combine, &attention, &tokens,
                                              &times, &pack,  &unpack,  &advance,   NULL};
