@@ -23,7 +23,6 @@ endif()
 if(LW_HAVE_CUDA)
   set(CMAKE_CUDA_ARCHITECTURES ${LW_CUDA_ARCHS})
   enable_language(CUDA)
-  set(CMAKE_CUDA_LINKER_PREFERENCE 5) # below C's: our kernels need nothing of C++ at run time
   set(CMAKE_CUDA_STANDARD 17)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   target_compile_options(lw_flags INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:-lineinfo;-Xcompiler=-Wall,-Wextra,-fno-exceptions,-fno-rtti>")
