@@ -189,7 +189,11 @@ static bool attention_supports(const lw_backend *b, const lw_params *params, con
     const lw_view *views[4] = {&m->q, &m->k, &m->v, &m->out};
     for (int i = 0; i < 4; i++)
         if (!cu_is_float(views[i]) || views[i]->dtype != m->q.dtype || views[i]->h != 1) return false;
-    return op->n_member == 1 && m->q.c % m->heads == 0;
+    if (op->n_member != 1 || m->q.c % m->heads) return false;
+    /* rounding the weights to half costs accuracy where there are few keys: only for heads that the kernel can't take
+     */
+    int32_t d = m->q.c / m->heads;
+    return m->q.dtype == LW_F32 || d > CU_ATTENTION_MAX_D || d % 8;
 }
 
 static lw_status attention_prepare(lw_backend *backend, lw_params *params, const lw_op *op, void **state,

@@ -120,7 +120,10 @@ static void add_combine(ck_list *list, lw_dtype dtype, const combined *d, uint32
     m->out = ck_view(&c, dtype, in->g, in->n, in->h, in->w, in->c, d->out_how);
     m->epi.act = d->act;
     if (d->addend) m->epi.addend = ck_view(&c, LW_F32, in->g, in->n, 1, 1, wide, d->addend_how);
-    if (d->scale) m->epi.scale = ck_view(&c, LW_F32, in->g, 1, 1, 1, 4, 0), m->epi.scale.c = 1;
+    if (d->scale) {
+        m->epi.scale = lw_view_samples(ck_view(&c, LW_F32, in->g, 1, 1, 1, 4, 0), in->n);
+        m->epi.scale.c = 1;
+    }
     m->epi.residual = ck_residual(&c, d->residual, &m->out);
     ck_add(list, &c, regimes, from);
 }

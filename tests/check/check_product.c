@@ -36,7 +36,7 @@ static void add(ck_list *list, lw_op_kind kind, lw_dtype dtype, const product *d
     p->epi.act = d->act;
     if (d->addend) p->epi.addend = ck_view(&c, LW_F32, d->in.g, d->in.n, 1, 1, wide, d->addend_how);
     if (d->scale) p->epi.scale = ck_view(&c, LW_F32, d->in.g, 1, 1, 1, 4, 0);
-    if (d->scale) p->epi.scale.c = 1;
+    if (d->scale) p->epi.scale.c = 1, p->epi.scale = lw_view_samples(p->epi.scale, d->in.n);
     p->epi.residual = ck_residual(&c, d->residual, &p->out);
     if (d->shortcut) {
         p->shortcut_a = ck_view(&c, dtype, d->in.g, d->in.n, h, w, d->shortcut, 0);
