@@ -244,7 +244,9 @@ static lw_status read_random(void *user, const char *tensor_name, float *dst, lw
         for (int64_t i = 0; i < n; i++) dst[i] = weight ? 1 : 0;
         return LW_OK;
     }
-    lw_parallel_for(lw_cpu_count(), n, 1 << 16, draw_range, &job);
+    lw_pool *pool = lw_pool_new();
+    lw_parallel_for(pool, lw_cpu_count(), n, 1 << 16, draw_range, &job);
+    lw_pool_free(pool);
     return LW_OK;
 }
 

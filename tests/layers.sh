@@ -21,7 +21,7 @@ sees() {
     nets) echo nets ops weights base ;;
     pipe) echo pipe nets image text base ops/backend.h ops/row.h ;; # a session binds plans and fills rows
     api) echo pipe base cpu cuda ;;                                 # names the backends
-    bench) echo bench pipe/recipe.h ;;
+    bench) echo bench base weights ops cpu cuda nets pipe ;; # it measures what is inside
     *) echo "$1" ;;
     esac
 }
@@ -69,9 +69,10 @@ tr '\n' ' ' <include/linework.h | grep -oE 'LW_API [^;{#]*;' | sed -E 's/^LW_API
 [ -s "$work/declared" ] || fail "no declaration was found in linework.h"
 for name in $(comm -23 "$work/exported" "$work/declared"); do fail "$name is exported and not in linework.h"; done
 for name in $(comm -13 "$work/exported" "$work/declared"); do fail "$name is in linework.h and not exported"; done
-nm -g --defined-only "$static" 2>/dev/null | awk 'NF == 3 {print $3}' | grep -vE '^(lw_|ref_|__asan|__odr_asan|__ubsan|__sanitizer|__tsan)' |
+# _Z: what nvcc makes of kernels in anonymous namespaces, hidden in the shared library
+nm -g --defined-only "$static" 2>/dev/null | awk 'NF == 3 {print $3}' | grep -vE '^(lw_|ref_|cu_|_Z|__asan|__odr_asan|__ubsan|__sanitizer|__tsan)' |
     grep -vE '^DW\.ref' >"$work/found"
-while read -r name; do fail "$name has external linkage and does not begin with lw_ or ref_"; done <"$work/found"
+while read -r name; do fail "$name has external linkage and does not begin with lw_, ref_ or cu_"; done <"$work/found"
 if [ -z "$sanitizer" ]; then
     objdump -t "$static" | awk '($4 == ".data" || $4 == ".bss" || $4 ~ /^\.(data|bss)\.[a-z_]/) && $4 !~ /rel\.ro/ && $NF !~ /^\./ {print $NF}
                                 ($3 == ".data" || $3 == ".bss") && $NF !~ /^\./ {print $NF}' | grep -vE '^(fault_at|fault_calls|fault_again)$' | sort -u >"$work/found"

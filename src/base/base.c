@@ -8,9 +8,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 /* ---- errors */
 
@@ -176,28 +173,6 @@ void lw_arena_free(lw_arena *arena) {
         lw_free(b);
     }
     lw_free(arena);
-}
-
-/* ---- threads */
-
-void lw_parallel_for(int threads, int64_t n, int64_t chunk, lw_range_fn fn, void *user) {
-    if (n <= 0) return;
-    if (chunk < 1) chunk = 1;
-#ifdef _OPENMP
-    int64_t n_chunks = (n + chunk - 1) / chunk;
-    if (threads > n_chunks) threads = (int)n_chunks;
-    if (threads > 1 && !omp_in_parallel()) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-        for (int64_t i = 0; i < n_chunks; i++) {
-            int64_t begin = i * chunk, end = begin + chunk < n ? begin + chunk : n;
-            fn(user, begin, end);
-        }
-        return;
-    }
-#else
-    (void)threads;
-#endif
-    for (int64_t begin = 0; begin < n; begin += chunk) fn(user, begin, begin + chunk < n ? begin + chunk : n);
 }
 
 int lw_cpu_count(void) {

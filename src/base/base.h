@@ -63,12 +63,19 @@ char *lw_arena_strdup(lw_arena *arena, const char *text);
 void lw_arena_free(lw_arena *arena);
 
 /* ---- threads
- * Runs fn(user, i) for i in [0, n) on up to `threads` threads of the OpenMP pool (dynamic chunks), or in a plain loop
- * without OpenMP. Which thread runs which i is not fixed, so fn must give the same bits whoever runs it. */
+ * A pool of workers that take chunks of a loop from the thread that runs it. Workers are started when first needed. A
+ * worker that is not there in time (the machine is busy) is not waited for; one that holds a chunk is. A pool that is
+ * busy with another thread's loop, or with the loop that this call is nested in, leaves this one to its caller alone:
+ * so any number of sessions may share a pool. */
+typedef struct lw_pool lw_pool;
+lw_pool *lw_pool_new(void);       /* NULL: no memory */
+void lw_pool_free(lw_pool *pool); /* no loop may be running; NULL is fine */
+
+/* Runs fn over [0, n) in ranges [begin, end) of at most chunk, on up to `threads` threads, this one among them; a NULL
+ * pool: on this one. Which thread runs which range is not fixed, so fn must give the same bits whoever runs it. */
 typedef void (*lw_range_fn)(void *user, int64_t begin, int64_t end);
-void lw_parallel_for(int threads, int64_t n, int64_t chunk, lw_range_fn fn,
-                     void *user); /* fn gets [begin, end) of at most chunk */
-int lw_cpu_count(void);           /* processors this process may run on */
+void lw_parallel_for(lw_pool *pool, int threads, int64_t n, int64_t chunk, lw_range_fn fn, void *user);
+int lw_cpu_count(void); /* processors this process may run on */
 
 double lw_now_ms(void); /* monotonic */
 

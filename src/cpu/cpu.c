@@ -30,7 +30,10 @@ typedef struct cpu_backend {
     const lw_tactic *tactics[64];
 } cpu_backend;
 
-static void cpu_close(lw_backend *backend) { lw_free(backend); }
+static void cpu_close(lw_backend *backend) {
+    lw_pool_free(backend->pool);
+    lw_free(backend);
+}
 
 static void add_tactics(cpu_backend *b, const lw_tactic *const *list) {
     for (; *list; list++) b->tactics[b->base.n_tactics++] = *list;
@@ -70,6 +73,11 @@ lw_status lw_cpu_open(lw_backend **out, const lw_cpu_params *params, lw_error *e
                            .upload = cpu_copy,
                            .download = cpu_copy,
                            .close = cpu_close};
+    b->base.pool = lw_pool_new();
+    if (!b->base.pool) {
+        cpu_close(&b->base);
+        return lw_fail(err, LW_ENOMEM, "no memory for the CPU backend's threads");
+    }
     if (!params->references_only) {
 #ifdef LW_HAVE_ONEDNN
         add_tactics(b, lw_cpu_onednn_tactics);

@@ -552,7 +552,7 @@ static void run_chunks(void *user, int64_t begin, int64_t end) {
 static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *op, void *state, const lw_run *r,
                      lw_error *err) {
     job j = {.s = state, .params = params, .run = r, .status = dnnl_success};
-    lw_parallel_for(backend->threads, j.s->n_chunks, 1, run_chunks, &j);
+    lw_parallel_for(backend->pool, backend->threads, j.s->n_chunks, 1, run_chunks, &j);
     return j.status == dnnl_success ? LW_OK : fail(op, (dnnl_status_t)j.status, err);
 }
 

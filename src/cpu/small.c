@@ -62,7 +62,7 @@ static lw_status run_stats(lw_backend *b, const lw_params *params, const lw_op *
     (void)params, (void)state, (void)err;
     job j = {.m = op->m, .run = run, .k = lw_cpu_kernels()};
     const lw_view *out = &op->m->norm_stats.out;
-    lw_parallel_for(b->threads, (int64_t)out->g * out->n * out->w, 1, stats_parts, &j);
+    lw_parallel_for(b->pool, b->threads, (int64_t)out->g * out->n * out->w, 1, stats_parts, &j);
     return LW_OK;
 }
 
@@ -173,8 +173,8 @@ static lw_status run_apply(lw_backend *b, const lw_params *params, const lw_op *
              .beta = lw_pack_data(params, k->beta),
              .affine = run->workspace};
     if (m->in.norm.kind == LW_NORM_GROUP)
-        lw_parallel_for(b->threads, (int64_t)m->out.g * m->out.n * m->in.norm.groups, 4, make_affine, &j);
-    lw_parallel_for(b->threads, (int64_t)m->out.g * m->out.n * m->out.h, 1 + 64 / m->out.w, apply_rows, &j);
+        lw_parallel_for(b->pool, b->threads, (int64_t)m->out.g * m->out.n * m->in.norm.groups, 4, make_affine, &j);
+    lw_parallel_for(b->pool, b->threads, (int64_t)m->out.g * m->out.n * m->out.h, 1 + 64 / m->out.w, apply_rows, &j);
     return LW_OK;
 }
 
@@ -211,7 +211,7 @@ static lw_status run_combine(lw_backend *b, const lw_params *params, const lw_op
     (void)params, (void)state, (void)err;
     job j = {.m = op->m, .run = run, .k = lw_cpu_kernels()};
     const lw_view *out = &op->m->combine.out;
-    lw_parallel_for(b->threads, (int64_t)out->g * out->n * out->h, 1 + 64 / out->w, combine_rows, &j);
+    lw_parallel_for(b->pool, b->threads, (int64_t)out->g * out->n * out->h, 1 + 64 / out->w, combine_rows, &j);
     return LW_OK;
 }
 
@@ -282,8 +282,8 @@ static lw_status run_attention(lw_backend *b, const lw_params *params, const lw_
     const lw_attention_args *m = &op->m->attention;
     job j = {.m = op->m, .run = run, .k = lw_cpu_kernels(), .affine = run->workspace};
     int32_t each = j.k->attention_rows, blocks = (m->q.w + each - 1) / each;
-    lw_parallel_for(b->threads, (int64_t)kv_g(m) * kv_n(m) * m->heads, 1, pack_heads, &j);
-    lw_parallel_for(b->threads, (int64_t)m->out.g * m->out.n * m->heads * blocks, 4, attend, &j);
+    lw_parallel_for(b->pool, b->threads, (int64_t)kv_g(m) * kv_n(m) * m->heads, 1, pack_heads, &j);
+    lw_parallel_for(b->pool, b->threads, (int64_t)m->out.g * m->out.n * m->heads * blocks, 4, attend, &j);
     return LW_OK;
 }
 

@@ -43,7 +43,9 @@ static void fill_rows(void *user, int64_t begin, int64_t end) {
 
 static lw_status fill(const float *logical, const int64_t d[4], void *dst, bool half) {
     fill_job j = {.from = logical, .to = dst, .i = d[1], .window = d[2] * d[3], .half = half};
-    lw_parallel_for(lw_cpu_count(), d[0], 1 + (1 << 16) / (d[1] * j.window + 1), fill_rows, &j);
+    lw_pool *pool = d[0] * j.i * j.window > 1 << 20 ? lw_pool_new() : NULL; /* starting threads costs what a small one takes */
+    lw_parallel_for(pool, lw_cpu_count(), d[0], 1 + (1 << 16) / (d[1] * j.window + 1), fill_rows, &j);
+    lw_pool_free(pool);
     return LW_OK;
 }
 

@@ -69,6 +69,7 @@ struct lw_backend {
     lw_precision precision;
     lw_dtype act; /* dtype of activations */
     int32_t threads;
+    lw_pool *pool;          /* of the host; NULL: one thread */
     char description[160];
     const lw_tactic *const *tactics; /* by preference */
     int32_t n_tactics;

@@ -253,6 +253,7 @@ enum { MANY = 10007 };
 static atomic_int seen[MANY];
 static int64_t limit;
 static atomic_int too_long;
+static lw_pool *pool;
 
 static void see(void *user, int64_t begin, int64_t end) {
     if (user != &limit || end - begin > limit || end <= begin) atomic_fetch_add(&too_long, 1);
@@ -261,31 +262,39 @@ static void see(void *user, int64_t begin, int64_t end) {
 
 static void test_parallel_for(void **state) {
     (void)state;
+    pool = lw_pool_new();
+    assert_non_null(pool);
     static const int64_t counts[] = {0, 1, 2, 63, 64, 65, MANY}, chunks[] = {-1, 0, 1, 7, 64, 1000, 20000};
     for (int threads = 0; threads < 5; threads++)
         for (size_t n = 0; n < sizeof counts / sizeof *counts; n++)
             for (size_t c = 0; c < sizeof chunks / sizeof *chunks; c++) {
                 for (int i = 0; i < MANY; i++) atomic_store(&seen[i], 0);
                 limit = chunks[c] < 1 ? 1 : chunks[c];
-                lw_parallel_for(threads, counts[n], chunks[c], see, &limit);
+                lw_parallel_for(pool, threads, counts[n], chunks[c], see, &limit);
                 for (int64_t i = 0; i < MANY; i++) assert_int_equal(atomic_load(&seen[i]), i < counts[n]);
             }
     assert_int_equal(atomic_load(&too_long), 0);
-    lw_parallel_for(2, -5, 1, see, &limit);
+    lw_parallel_for(pool, 2, -5, 1, see, &limit);
     assert_int_equal(atomic_load(&seen[0]), 1);
     assert_true(lw_cpu_count() >= 1);
+    lw_pool_free(pool);
+    pool = NULL; /* and without a pool */
+    lw_parallel_for(pool, 4, 10, 3, see, &limit);
+    assert_int_equal(atomic_load(&seen[9]), 2);
 }
 
 static void nest(void *user, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) lw_parallel_for(4, 100, 3, see, user);
+    for (int64_t i = begin; i < end; i++) lw_parallel_for(pool, 4, 100, 3, see, user);
 }
 
 static void test_nested(void **state) {
     (void)state;
+    pool = lw_pool_new();
     for (int i = 0; i < MANY; i++) atomic_store(&seen[i], 0);
     limit = 3;
-    lw_parallel_for(4, 8, 1, nest, &limit);
+    lw_parallel_for(pool, 4, 8, 1, nest, &limit);
     for (int i = 0; i < 100; i++) assert_int_equal(atomic_load(&seen[i]), 8);
+    lw_pool_free(pool);
     assert_int_equal(atomic_load(&too_long), 0);
 }
 

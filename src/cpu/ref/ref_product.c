@@ -110,10 +110,10 @@ static void make_rows(void *user, int64_t begin, int64_t end) {
     }
 }
 
-static void make_input(job *j, int threads) {
+static void make_input(job *j, const lw_backend *backend) {
     if (j->in->norm.kind == LW_NORM_GROUP)
-        lw_parallel_for(threads, (int64_t)j->g * j->n * j->in->norm.groups, 1, make_affine, j);
-    lw_parallel_for(threads, (int64_t)j->g * j->n * j->h, 1, make_rows, j);
+        lw_parallel_for(backend->pool, backend->threads, (int64_t)j->g * j->n * j->in->norm.groups, 1, make_affine, j);
+    lw_parallel_for(backend->pool, backend->threads, (int64_t)j->g * j->n * j->h, 1, make_rows, j);
 }
 
 static void begin_job(job *j, const lw_params *params, const packs *k, const lw_run *run, const lw_prologue *in,
@@ -293,8 +293,8 @@ static lw_status run_product(lw_backend *backend, const lw_params *params, const
     job j;
     begin_job(&j, params, state, run, &op->m->product.in, &op->m->product.out);
     j.product = &op->m->product;
-    make_input(&j, backend->threads);
-    lw_parallel_for(backend->threads, (int64_t)j.out->g * j.out->n * j.out->h, 1, product_rows, &j);
+    make_input(&j, backend);
+    lw_parallel_for(backend->pool, backend->threads, (int64_t)j.out->g * j.out->n * j.out->h, 1, product_rows, &j);
     return LW_OK;
 }
 
@@ -305,7 +305,7 @@ static lw_status run_apply(lw_backend *backend, const lw_params *params, const l
     (void)err;
     job j;
     begin_job(&j, params, state, run, &op->m->apply.in, &op->m->apply.out);
-    make_input(&j, backend->threads);
+    make_input(&j, backend);
     const lw_view *out = j.out;
     const double *v = j.made;
     for (int32_t g = 0; g < out->g; g++)
@@ -339,7 +339,7 @@ static lw_status run_combine(lw_backend *backend, const lw_params *params, const
     (void)state, (void)err;
     const lw_combine_args *m = &op->m->combine;
     job j = {.params = params, .run = run, .combine = m, .out = &m->out};
-    lw_parallel_for(backend->threads, (int64_t)m->out.g * m->out.n * m->out.h, 1, combine_rows, &j);
+    lw_parallel_for(backend->pool, backend->threads, (int64_t)m->out.g * m->out.n * m->out.h, 1, combine_rows, &j);
     return LW_OK;
 }
 

@@ -69,7 +69,7 @@ static lw_status run_attention(lw_backend *backend, const lw_params *params, con
     (void)params, (void)state, (void)err;
     const lw_attention_args *a = &op->m->attention;
     job j = {op->m, run};
-    lw_parallel_for(backend->threads, (int64_t)a->out.g * a->out.n * a->heads * a->q.w, 16, attention_rows, &j);
+    lw_parallel_for(backend->pool, backend->threads, (int64_t)a->out.g * a->out.n * a->heads * a->q.w, 16, attention_rows, &j);
     return LW_OK;
 }
 
@@ -105,7 +105,7 @@ static lw_status run_norm_stats(lw_backend *backend, const lw_params *params, co
     (void)params, (void)state, (void)err;
     job j = {op->m, run};
     const lw_view *out = &op->m->norm_stats.out;
-    lw_parallel_for(backend->threads, (int64_t)out->g * out->n * out->w, 1, stats_parts, &j);
+    lw_parallel_for(backend->pool, backend->threads, (int64_t)out->g * out->n * out->w, 1, stats_parts, &j);
     return LW_OK;
 }
 
@@ -191,7 +191,7 @@ static lw_status run_pack(lw_backend *backend, const lw_params *params, const lw
     (void)params, (void)state, (void)err;
     job j = {op->m, run};
     const lw_view *out = &op->m->pack.out;
-    lw_parallel_for(backend->threads, (int64_t)out->g * out->n * out->h, 1, pack_rows, &j);
+    lw_parallel_for(backend->pool, backend->threads, (int64_t)out->g * out->n * out->h, 1, pack_rows, &j);
     return LW_OK;
 }
 
