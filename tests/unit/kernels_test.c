@@ -153,7 +153,7 @@ static void test_every_table(void **state) {
 /* Where exp overflows or is lost, and where NaN goes in. */
 static void test_extremes(void **state) {
     (void)state;
-    static const float x[] = {-1000, -100, -88, -30, -1e-30f, 0, 1e-30f, 30, 88, 100, 1000, 3e38f, -3e38f};
+    static const float x[] = {-1000, -100, -88, -30, -1e-30f, 0, 1e-30f, 30, 88, 100, 1000, 1e30f, -1e30f};
     enum { N = sizeof x / sizeof *x };
     for (int i = 0; i < 3; i++) {
         const lw_kernels *k = table(i);
