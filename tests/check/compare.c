@@ -7,8 +7,8 @@
  *   half types   max|new - truth| <= 2 max|naive - truth| + atol                (flash-attention's rule)
  *   all bytes that are no element of an output are as they were: guards, row padding, inputs
  *   the same bits again, with other workspace contents, and for 1, 2 and 3 threads
- * oneDNN chooses how a sum is split by the thread count: for some shapes, three threads and more give other bits than one
- * and two. That is its own, so it is counted (column "3thr") and not failed. */
+ * oneDNN chooses how a sum is split by the thread count: for some shapes, three threads and more give other bits than
+ * one and two. That is its own, so it is counted (column "3thr") and not failed. */
 #include "check.h"
 
 #include <math.h>
@@ -136,8 +136,8 @@ static void judge(const ck_op *op, const ck_outputs *truth, const ck_outputs *na
             double atol = dtype == LW_F16 ? 1e-5 : 1e-6, share = e.max / (2 * base.max + atol);
             if (share > out->max_share) out->max_share = share;
             if (share > 1)
-                out->status = lw_fail(&out->err, LW_EINTERNAL, "output %d: largest error %.3g, naive %.3g", i, e.max,
-                                      base.max);
+                out->status =
+                    lw_fail(&out->err, LW_EINTERNAL, "output %d: largest error %.3g, naive %.3g", i, e.max, base.max);
         }
         if (bound == 0 ? e.max > out->nmse : e.nmse * out->bound >= out->nmse * bound || out->bound == 0)
             out->nmse = bound == 0 ? e.max : e.nmse, out->bound = bound;
@@ -228,8 +228,7 @@ static lw_status same_values(const ck_outputs *a, const ck_outputs *b, const cha
 
 static lw_status copy_image(ck_image *to, const ck_image *from, lw_error *err) {
     if (!ck_image_make(to, from->bytes, from->n)) return lw_fail(err, LW_ENOMEM, "no memory for a case");
-    for (int32_t i = 0; i < from->n; i++)
-        memcpy(to->buffer[i], from->buffer[i], (size_t)from->bytes[i] + 2 * CK_GUARD);
+    for (int32_t i = 0; i < from->n; i++) memcpy(to->buffer[i], from->buffer[i], (size_t)from->bytes[i] + 2 * CK_GUARD);
     return LW_OK;
 }
 
@@ -298,8 +297,8 @@ static void note(ck_machine *machine, const lw_tactic *t, const ck_case *c, ck_r
                v->status == LW_OK ? "" : ": ", v->status == LW_OK ? "" : v->err.message);
 }
 
-static void check_tactic(ck_machine *machine, lw_params *params, const ck_case *c, ck_regime regime,
-                         const ck_image *in, const lw_tactic *t, const ck_outputs *truth, const ck_outputs *naive) {
+static void check_tactic(ck_machine *machine, lw_params *params, const ck_case *c, ck_regime regime, const ck_image *in,
+                         const lw_tactic *t, const ck_outputs *truth, const ck_outputs *naive) {
     ck_outputs out = {0};
     verdict v = {0};
     bool used = true;

@@ -75,8 +75,8 @@ void ck_store(void *p, lw_dtype dtype, int64_t i, double v) {
 /* ---- values */
 
 const char *ck_regime_name(ck_regime regime) {
-    static const char *const names[] = {"normal", "uniform", "large",      "constant", "tiny",
-                                        "denormal", "nan", "equal-keys", "extreme"};
+    static const char *const names[] = {"normal",   "uniform", "large",      "constant", "tiny",
+                                        "denormal", "nan",     "equal-keys", "extreme"};
     return names[regime];
 }
 
@@ -118,7 +118,8 @@ void ck_fill_stats(ck_fill *f, const lw_view *stats, const lw_view *of, int32_t 
         for (int32_t n = 0; n < (stats->sn ? stats->n : 1); n++)
             for (int32_t part = 0; part < stats->w; part++)
                 for (int32_t c = 0; c < of->c; c++) {
-                    int32_t first = part * rows_per_part, last = first + rows_per_part < rows ? first + rows_per_part : rows;
+                    int32_t first = part * rows_per_part,
+                            last = first + rows_per_part < rows ? first + rows_per_part : rows;
                     double mean = 0, squares = 0;
                     for (int32_t r = first; r < last; r++)
                         mean += ck_load(in, of->dtype, lw_view_index(of, g, n, r / of->w, r % of->w) + c);

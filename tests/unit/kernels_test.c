@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * The fp32 loops of every instruction set that this CPU has, each against the formulas in double: lw_check sees only the
- * widest. Lengths run over every vector tail. */
+ * The fp32 loops of every instruction set that this CPU has, each against the formulas in double: lw_check sees only
+ * the widest. Lengths run over every vector tail. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -75,7 +75,8 @@ static void check_rows(const lw_kernels *k, int32_t c) {
             got[c] = NAN;
             k->combine(x, addend, act, 0.75f, residual, c, got);
             for (int i = 0; i < c; i++) {
-                double v = (double)x[i] + (addend ? (double)a[i] : 0), gate = (double)x[c + i] + (addend ? (double)a[c + i] : 0);
+                double v = (double)x[i] + (addend ? (double)a[i] : 0),
+                       gate = (double)x[c + i] + (addend ? (double)a[c + i] : 0);
                 v = act == LW_ACT_GEGLU ? v * ref_act(LW_ACT_GELU, gate) : ref_act(act, v);
                 want[i] = 0.75 * v + (residual ? (double)b[i] : 0);
             }
@@ -101,7 +102,8 @@ static void check_stats(const lw_kernels *k, int32_t rows, int32_t c) {
 
 static void check_attention(const lw_kernels *k, int32_t len, int32_t d, int32_t rows, int32_t first_row) {
     int32_t lp = (len + k->width - 1) / k->width * k->width, dp = (d + k->width - 1) / k->width * k->width;
-    float *q = lw_alloc((size_t)(rows * d), 4), *key = lw_alloc((size_t)(len * d), 4), *v = lw_alloc((size_t)(len * d), 4);
+    float *q = lw_alloc((size_t)(rows * d), 4), *key = lw_alloc((size_t)(len * d), 4),
+          *v = lw_alloc((size_t)(len * d), 4);
     float *kt = lw_alloc_aligned((size_t)(d * lp) * 4), *vp = lw_alloc_aligned((size_t)(lp * dp) * 4);
     float *got = lw_alloc((size_t)(rows * d + 1), 4);
     double *want = lw_alloc((size_t)(rows * d), 8), scale = 1 / sqrt((double)d);
@@ -164,7 +166,8 @@ static void test_extremes(void **state) {
             for (int n = 0; n < N; n++) {
                 double want = ref_act(acts[t], (double)x[n]);
                 if (!(fabs((double)got[n] - want) <= 1e-5 * fabs(want) + 1e-4))
-                    fail_msg("%s: act %d of %g is %g, expected %g", k->name, acts[t], (double)x[n], (double)got[n], want);
+                    fail_msg("%s: act %d of %g is %g, expected %g", k->name, acts[t], (double)x[n], (double)got[n],
+                             want);
             }
             k->affine_act(nan, NULL, NULL, acts[t], 3, out);
             assert_true(isfinite(out[0]) && isnan(out[1]) && isfinite(out[2]));
