@@ -2,8 +2,9 @@
 .PHONY: all build demo test test-all asan core fuzz mutants install clean format
 all: build
 
+# make ARCHS=90a-real: kernels for one GPU architecture only
 build/build.ninja:
-	cmake --preset release
+	cmake --preset release $(if $(ARCHS),"-DLW_CUDA_ARCHS=$(ARCHS)")
 
 build: build/build.ninja
 	cmake --build --preset release

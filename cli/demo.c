@@ -8,19 +8,41 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* prompts.json beside the model may say other prompts: {"drawing": TEXT, "photo": TEXT}. */
-static const char *const pictures[] = {"drawing", "photo"};
-static const char *const prompts[] = {"a red house and a green tree at day", "a blue boat at sunset"};
+/* What is shipped, as inputs.json beside the model says it: [{"image": FILE, "prompt": TEXT, "seed": N}]. */
+static const char *const pictures[] = {"drawing.png", "photo.png"};
 
-static char *prompt_for(size_t picture) {
-    lw_error ignored;
-    char *path = cli_demo_file("prompts.json", &ignored);
-    json_t *json = path ? json_load_file(path, 0, NULL) : NULL;
-    const char *text = json_string_value(json_object_get(json, pictures[picture]));
-    char *prompt = cli_format("%s", text ? text : prompts[picture]);
-    json_decref(json);
+/* The prompt, which is the caller's to free, and the seed that go with a picture. */
+static lw_status read_input(const char *picture, char **prompt, int64_t *seed, lw_error *err) {
+    char *path = cli_demo_file("inputs.json", err);
+    if (!path) return LW_EMODEL;
+    json_error_t why = {.text = "it is not there"};
+    json_t *list = json_load_file(path, 0, &why), *input;
+    lw_status status = cli_fail(err, LW_EMODEL, "%s: says nothing of %s: %s", path, picture, why.text);
+    size_t i;
+    json_array_foreach(list, i, input) {
+        const char *image = json_string_value(json_object_get(input, "image"));
+        const char *text = json_string_value(json_object_get(input, "prompt"));
+        if (!image || !text || strcmp(image, picture) != 0 || *prompt) continue;
+        *prompt = cli_format("%s", text);
+        *seed = json_integer_value(json_object_get(input, "seed"));
+        status = *prompt ? LW_OK : cli_no_memory(err);
+    }
+    json_decref(list);
     free(path);
-    return prompt;
+    return status;
+}
+
+/* The shipped picture's path: the PNG, or its twin in PPM where this build reads no PNG. */
+static char *shipped_picture(const char *name, lw_error *err) {
+    lw_image seen = {.size = sizeof seen};
+    char *path = cli_demo_file(name, err);
+    if (!path) return NULL;
+    lw_status status = lw_image_read(path, &seen, NULL, err);
+    lw_image_free(&seen);
+    if (status == LW_OK) return path;
+    char *twin = cli_format("%.*s.ppm", (int)(strlen(path) - strlen(".png")), path);
+    free(path);
+    return twin;
 }
 
 /* One word of a shell's command line: bare where it can be, else in single quotes. */
@@ -76,21 +98,19 @@ lw_status cmd_demo(const opt_parsed *o, lw_error *err) {
     size_t picture = opt_get(o, DEMO_PICTURE)->choice;
     cli_job job;
     cli_job_init(&job, cli_volume_of(o));
-    char name[32];
-    snprintf(name, sizeof name, "%s.png", pictures[picture]);
     job.output = output->at ? output->text : "out-demo.png";
     job.json = opt_get(o, ALL_JSON)->at != 0;
     job.stage_times = true;
     job.engine.threads = (int32_t)opt_get(o, DEMO_THREADS)->integer;
-    job.request.seed = seed->at ? seed->integer : 7;
 
     lw_status status = device->at ? cli_job_set_device(&job, device->text, err) : LW_OK;
     if (status == LW_OK && !strcmp(job.output, "-"))
         status = cli_fail(err, LW_EINVAL, "--output: demo writes two files, which need names");
-    char *model = NULL, *image = NULL, *words = prompt->at ? NULL : prompt_for(picture),
-         *edges = edges_name(job.output);
+    char *model = NULL, *image = NULL, *words = NULL, *edges = edges_name(job.output);
     if (status == LW_OK && !(model = cli_demo_file("model.safetensors", err))) status = LW_EMODEL;
-    if (status == LW_OK && !(image = cli_demo_file(name, err))) status = LW_EMODEL;
+    if (status == LW_OK && !(image = shipped_picture(pictures[picture], err))) status = LW_EMODEL;
+    if (status == LW_OK) status = read_input(pictures[picture], &words, &job.request.seed, err);
+    if (seed->at) job.request.seed = seed->integer;
     job.engine.model = model;
     job.image = image;
     job.request.prompt = prompt->at ? prompt->text : words;

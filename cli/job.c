@@ -135,7 +135,7 @@ static lw_status read_inputs(cli_job *job, lw_error *err) {
         c->map.size = sizeof c->map;
         if (c->image) TRY(cli_read_picture(c->image, &c->map, NULL, c->sha256, err));
         job->request_controls[i] =
-            (lw_control){.map = c->image ? &c->map : NULL, .strength = c->strength, .start = c->start, .end = c->end};
+            (lw_control){.size = sizeof(lw_control), .map = c->image ? &c->map : NULL, .strength = c->strength, .start = c->start, .end = c->end};
     }
     r->controls = job->request_controls;
     r->n_controls = (uint32_t)job->n_controls;

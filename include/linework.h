@@ -226,10 +226,14 @@ LW_API lw_status lw_model_info(const char *path, char **json, lw_error *err);
 /* ----------------------------------------------------------------- request ---- */
 
 typedef struct lw_control {
+    uint32_t size;       /* sizeof(lw_control); also the stride of an array of them */
     const lw_image *map; /* a ready edge map, white on black; NULL: the edges of lw_request.image */
     double strength;     /* 0..2 */
     double start, end;   /* step i of n uses it when i/n >= start and (i+1)/n <= end */
 } lw_control;
+
+/* Strength 1 over all steps, no map. */
+LW_API void lw_control_init(lw_control *control);
 
 typedef enum lw_stage {
     LW_STAGE_LOAD = 0,

@@ -5,6 +5,9 @@
 #include <string.h>
 
 #include "cpu/cpu.h"
+#ifdef LW_HAVE_CUDA
+#include "cuda/cuda.h"
+#endif
 #include "pipe/session.h"
 
 #define STRING(x) #x
@@ -14,11 +17,33 @@ const char *lw_version(void) {
     return NUMBER(LW_VERSION_MAJOR) "." NUMBER(LW_VERSION_MINOR) "." NUMBER(LW_VERSION_PATCH);
 }
 
+static lw_status open_cuda(lw_backend **out, const lw_engine_params *params, lw_error *err) {
+#ifdef LW_HAVE_CUDA
+    lw_cuda_params cuda = {.device_index = params->device_index, .precision = params->precision};
+    return lw_cuda_open(out, &cuda, err);
+#else
+    (void)out;
+    return lw_fail(err, LW_EDEVICE, "device cuda:%d: this build has no CUDA", params->device_index);
+#endif
+}
+
+static void note(const lw_engine_params *params, const char *format, const char *detail) {
+    char text[1100];
+    snprintf(text, sizeof text, format, detail);
+    if (params->log) params->log(params->user, LW_LOG_NOTE, text);
+}
+
+/* auto: the GPU where there is one that works, else the CPU; the log says which and why. */
 static lw_status open_backend(lw_backend **out, const lw_engine_params *params, lw_error *err) {
-    if (params->device == LW_DEVICE_CUDA)
-        return lw_fail(err, LW_EDEVICE, "device cuda:%d: this build has no CUDA", params->device_index);
     lw_cpu_params cpu = {.threads = params->threads, .precision = params->precision};
-    return lw_cpu_open(out, &cpu, err);
+    if (params->device == LW_DEVICE_CUDA) return open_cuda(out, params, err);
+    if (params->device == LW_DEVICE_AUTO) {
+        lw_error why;
+        if (open_cuda(out, params, &why) == LW_OK) return LW_OK;
+        note(params, "running on the CPU: %s", why.message);
+    }
+    LW_TRY(lw_cpu_open(out, &cpu, err));
+    return LW_OK;
 }
 
 lw_status lw_engine_open(lw_engine **out, const lw_engine_params *params, lw_error *err) {
@@ -42,10 +67,19 @@ char *lw_build_info(void) {
     json_t *libraries = json_object(), *info = NULL;
     json_object_set_new(libraries, "jansson", json_string(JANSSON_VERSION));
 #ifdef LW_HAVE_ONEDNN
-    json_object_set_new(libraries, "oneDNN", json_string(lw_cpu_onednn_version()));
+    json_object_set_new(libraries, "oneDNN", json_string(strchr(lw_cpu_onednn_version(), ' ') + 1));
 #endif
-    info = json_pack("{s:s, s:s, s:s, s:o, s:[s]}", "version", lw_version(), "compiler", __VERSION__, "cpu", features,
-                     "libraries", libraries, "devices", "cpu");
+    json_t *cpu = json_array(), *devices = json_pack("[s]", "cpu");
+    for (char *save = NULL, *word = strtok_r(features, " ", &save); word; word = strtok_r(NULL, " ", &save))
+        json_array_append_new(cpu, json_string(word));
+#ifdef LW_HAVE_CUDA
+    char cuda[16];
+    lw_cuda_version(cuda, sizeof cuda);
+    json_object_set_new(libraries, "CUDA", json_string(cuda));
+    json_array_append_new(devices, json_string("cuda"));
+#endif
+    info = json_pack("{s:s, s:s, s:o, s:o, s:o}", "version", lw_version(), "compiler", __VERSION__, "cpu", cpu, "libraries",
+                     libraries, "devices", devices);
     char *text = info ? json_dumps(info, JSON_COMPACT) : NULL;
     json_decref(info);
     return text;

@@ -7,6 +7,7 @@
 
 typedef struct lw_backend lw_backend;
 typedef struct lw_plan lw_plan;
+typedef struct lw_behind lw_behind;
 
 /* What a product's tactic can do by itself; the planner records the plain ops for the rest. Epilogue fields are taken
  * in the order of the formula: after the first one that is not taken, all later ones are split off too. */
@@ -26,6 +27,7 @@ enum {
 typedef struct lw_run {
     char *const *bases; /* by buffer */
     void *workspace;    /* as large as the op asked for, 64-byte aligned; contents undefined */
+    void *queue;        /* the backend's own: where work goes; NULL: its usual place */
 } lw_run;
 static inline void *lw_at(const lw_run *run, lw_view v) { return lw_view_is(v) ? run->bases[v.buf] + v.off : NULL; }
 
@@ -75,7 +77,37 @@ struct lw_backend {
     lw_status (*upload)(lw_backend *backend, void *dst, const void *src, size_t bytes, lw_error *err);
     lw_status (*download)(lw_backend *backend, void *dst, const void *src, size_t bytes, lw_error *err);
     void (*close)(lw_backend *backend);
+    const lw_behind *behind; /* NULL: work is done when a call returns */
 };
+
+/* What a device that runs behind the host has beside: work is queued, and the host learns of it by marks. queue: NULL
+ * for the usual one. upload and download wait for nothing but what they must: a download for all that is queued. */
+struct lw_behind {
+    lw_status (*alloc_host)(lw_backend *backend, size_t bytes, void **out, lw_error *err);
+    void (*free_host)(lw_backend *backend, void *p);
+    /* A download into memory of alloc_host that is there once a later mark has been waited for. */
+    lw_status (*fetch)(lw_backend *backend, void *host, const void *src, size_t bytes, lw_error *err);
+    /* Notes this place in the queue; *mark is made where it is NULL, else used again. */
+    lw_status (*mark)(lw_backend *backend, void *queue, void **mark, lw_error *err);
+    lw_status (*wait)(lw_backend *backend, void *mark, lw_error *err);
+    double (*between_ms)(lw_backend *backend, void *from, void *to); /* of marks that were waited for */
+    void (*free_mark)(lw_backend *backend, void *mark);
+    /* Ops run on *queue until end_capture are noted, not executed; replay executes them as one launch. end_capture with
+     * graph NULL forgets them. */
+    lw_status (*begin_capture)(lw_backend *backend, void **queue, lw_error *err);
+    lw_status (*end_capture)(lw_backend *backend, void *queue, void **graph, lw_error *err);
+    lw_status (*replay)(lw_backend *backend, void *graph, lw_error *err);
+    void (*free_graph)(lw_backend *backend, void *graph);
+    uint64_t (*free_bytes)(lw_backend *backend); /* of device memory now */
+};
+
+/* The same for any backend: a copy at once, no mark, where it is not behind. */
+lw_status lw_alloc_host(lw_backend *backend, size_t bytes, void **out, lw_error *err);
+void lw_free_host(lw_backend *backend, void *p);
+lw_status lw_fetch(lw_backend *backend, void *host, const void *src, size_t bytes, lw_error *err);
+lw_status lw_mark(lw_backend *backend, void **mark, lw_error *err);
+lw_status lw_wait(lw_backend *backend, void *mark, lw_error *err);
+void lw_free_mark(lw_backend *backend, void *mark);
 
 /* ---- params */
 lw_status lw_params_new(lw_params **out, const lw_tensor_source *source, lw_error *err);
@@ -84,6 +116,8 @@ void lw_params_free(lw_params *params, lw_backend *backend);
 lw_status lw_params_fill(lw_params *params, lw_backend *backend, lw_error *err);
 /* Bytes of all packs requested so far, filled or not. */
 uint64_t lw_params_bytes(const lw_params *params);
+/* Of those that are filled. */
+uint64_t lw_params_filled_bytes(const lw_params *params);
 /* The expression's value, [O][I][kh][kw]; dst holds the product of the dims. */
 lw_status lw_param_eval(const lw_params *params, lw_param p, float *dst, lw_error *err);
 
@@ -99,7 +133,8 @@ int64_t lw_plan_extern_bytes(const lw_plan *plan, const char *name);
 lw_status lw_plan_bind(lw_plan *plan, const char *name, void *address, lw_error *err);
 /* temp: lw_plan_temp_bytes of device memory, shared by plans that do not run at once. */
 void lw_plan_bind_temp(lw_plan *plan, void *temp);
-/* Every extern must be bound, params filled. Allocates nothing. */
+/* Every extern must be bound, params filled. Allocates nothing from the third run on: where the backend can, the second
+ * run captures the ops and later ones replay them, until something is bound elsewhere. */
 lw_status lw_plan_run(lw_plan *plan, lw_error *err);
 double lw_plan_flop(const lw_plan *plan);
 

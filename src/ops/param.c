@@ -244,17 +244,20 @@ const void *lw_pack_data(const lw_params *params, int32_t index) {
     return index < 0 ? NULL : pack_at(params, index)->data;
 }
 
-uint64_t lw_params_bytes(const lw_params *params) {
+static uint64_t sum_bytes(const lw_params *params, bool filled) {
     union {
         const lw_params *c;
         lw_params *m;
     } self = {params};
     uint64_t sum = 0;
     pthread_mutex_lock(&self.m->lock);
-    for (int32_t i = 0; i < params->n_packs; i++) sum += pack_at(params, i)->form.bytes;
+    for (int32_t i = 0; i < (filled ? params->n_filled : params->n_packs); i++) sum += pack_at(params, i)->form.bytes;
     pthread_mutex_unlock(&self.m->lock);
     return sum;
 }
+
+uint64_t lw_params_bytes(const lw_params *params) { return sum_bytes(params, false); }
+uint64_t lw_params_filled_bytes(const lw_params *params) { return sum_bytes(params, true); }
 
 static lw_status fill_one(lw_params *params, lw_backend *backend, pack *k, lw_error *err) {
     const node *n = node_at(params, k->param);

@@ -35,6 +35,8 @@ struct lw_plan {
     int64_t temp_bytes;
     char **bases;
     double flop;
+    int32_t n_runs; /* since something was bound */
+    void *graph;
 };
 
 /* ---- lowering */
@@ -316,8 +318,15 @@ out:
     return status;
 }
 
+static void drop_graph(lw_plan *plan) {
+    if (plan->graph) plan->backend->behind->free_graph(plan->backend, plan->graph);
+    plan->graph = NULL;
+    plan->n_runs = 0;
+}
+
 void lw_plan_free(lw_plan *plan) {
     if (!plan) return;
+    drop_graph(plan);
     for (int32_t i = 0; i < plan->n_steps; i++)
         if (plan->steps[i].state) plan->steps[i].tactic->release(plan->steps[i].state);
     lw_free(plan->steps);
@@ -346,32 +355,109 @@ int64_t lw_plan_extern_bytes(const lw_plan *plan, const char *name) {
 lw_status lw_plan_bind(lw_plan *plan, const char *name, void *address, lw_error *err) {
     int32_t i = find_extern(plan, name);
     if (i < 0) return lw_fail(err, LW_EINTERNAL, "program %s has no buffer named %s", plan->program->name, name);
+    if (plan->bases[i] != address) drop_graph(plan);
     plan->bases[i] = address;
     return LW_OK;
 }
 
 void lw_plan_bind_temp(lw_plan *plan, void *temp) {
-    for (int32_t i = 0; i < plan->n_places; i++)
-        if (plan->places[i].temp) plan->bases[i] = (char *)temp + plan->places[i].off;
+    for (int32_t i = 0; i < plan->n_places; i++) {
+        if (!plan->places[i].temp) continue;
+        if (plan->bases[i] != (char *)temp + plan->places[i].off) drop_graph(plan);
+        plan->bases[i] = (char *)temp + plan->places[i].off;
+    }
 }
 
-static lw_status run_step(lw_plan *plan, step *s, lw_error *err) {
-    lw_run run = {.bases = plan->bases, .workspace = s->workspace < 0 ? NULL : plan->bases[s->workspace]};
+/* ---- running */
+
+static lw_status run_step(lw_plan *plan, step *s, void *queue, lw_error *err) {
+    lw_run run = {
+        .bases = plan->bases, .workspace = s->workspace < 0 ? NULL : plan->bases[s->workspace], .queue = queue};
     return s->tactic->run(plan->backend, plan->program->params, &s->op, s->state, &run, err);
 }
 
+/* Runs all ops into a graph; marks, where given, holds n_steps + 1 marks: before each op and after the last. */
+static lw_status capture(lw_plan *plan, void **marks, void **graph, lw_error *err) {
+    lw_backend *b = plan->backend;
+    void *queue = NULL;
+    LW_TRY(b->behind->begin_capture(b, &queue, err));
+    lw_status status = marks ? b->behind->mark(b, queue, &marks[0], err) : LW_OK;
+    for (int32_t i = 0; i < plan->n_steps && status == LW_OK; i++) {
+        status = run_step(plan, &plan->steps[i], queue, err);
+        if (marks && status == LW_OK) status = b->behind->mark(b, queue, &marks[i + 1], err);
+    }
+    lw_status ended = b->behind->end_capture(b, queue, status == LW_OK ? graph : NULL, status == LW_OK ? err : NULL);
+    return status == LW_OK ? ended : status;
+}
+
 lw_status lw_plan_run(lw_plan *plan, lw_error *err) {
-    for (int32_t i = 0; i < plan->n_steps; i++) LW_TRY(run_step(plan, &plan->steps[i], err));
+    if (plan->backend->behind && plan->n_runs > 0) {
+        if (!plan->graph) LW_TRY(capture(plan, NULL, &plan->graph, err));
+        return plan->backend->behind->replay(plan->backend, plan->graph, err);
+    }
+    for (int32_t i = 0; i < plan->n_steps; i++) LW_TRY(run_step(plan, &plan->steps[i], NULL, err));
+    plan->n_runs++;
     return LW_OK;
 }
 
+/* On a device: one graph with a mark between ops, so that no gap of the host's is timed with them. */
+static lw_status run_marked(lw_plan *plan, lw_error *err) {
+    lw_backend *b = plan->backend;
+    void *graph = NULL, **marks = lw_alloc((size_t)plan->n_steps + 1, sizeof *marks);
+    if (!marks) return no_memory(plan, err);
+    lw_status status = LW_OK;
+    if (plan->n_runs == 0) LW_GO(lw_plan_run(plan, err));
+    LW_GO(capture(plan, marks, &graph, err));
+    LW_GO(b->behind->replay(b, graph, err));
+    LW_GO(b->behind->replay(b, graph, err)); /* the first one loads the graph */
+    LW_GO(b->behind->wait(b, marks[plan->n_steps], err));
+    for (int32_t i = 0; i < plan->n_steps; i++) plan->steps[i].ms = b->behind->between_ms(b, marks[i], marks[i + 1]);
+out:
+    for (int32_t i = 0; i <= plan->n_steps; i++)
+        if (marks[i]) b->behind->free_mark(b, marks[i]);
+    if (graph) b->behind->free_graph(b, graph);
+    lw_free(marks);
+    return status;
+}
+
 lw_status lw_plan_run_timed(lw_plan *plan, lw_error *err) {
+    if (plan->backend->behind) return run_marked(plan, err);
     for (int32_t i = 0; i < plan->n_steps; i++) {
         double begin = lw_now_ms();
-        LW_TRY(run_step(plan, &plan->steps[i], err));
+        LW_TRY(run_step(plan, &plan->steps[i], NULL, err));
         plan->steps[i].ms = lw_now_ms() - begin;
     }
     return LW_OK;
+}
+
+/* ---- host memory and marks of any backend */
+
+lw_status lw_alloc_host(lw_backend *b, size_t bytes, void **out, lw_error *err) {
+    if (b->behind) return b->behind->alloc_host(b, bytes, out, err);
+    *out = lw_alloc_aligned(bytes);
+    return *out ? LW_OK : lw_fail(err, LW_ENOMEM, "no memory for %zu bytes of staging", bytes);
+}
+
+void lw_free_host(lw_backend *b, void *p) {
+    if (!p) return;
+    if (b->behind) b->behind->free_host(b, p);
+    else lw_free(p);
+}
+
+lw_status lw_fetch(lw_backend *b, void *host, const void *src, size_t bytes, lw_error *err) {
+    return b->behind ? b->behind->fetch(b, host, src, bytes, err) : b->download(b, host, src, bytes, err);
+}
+
+lw_status lw_mark(lw_backend *b, void **mark, lw_error *err) {
+    return b->behind ? b->behind->mark(b, NULL, mark, err) : LW_OK;
+}
+
+lw_status lw_wait(lw_backend *b, void *mark, lw_error *err) {
+    return b->behind && mark ? b->behind->wait(b, mark, err) : LW_OK;
+}
+
+void lw_free_mark(lw_backend *b, void *mark) {
+    if (b->behind && mark) b->behind->free_mark(b, mark);
 }
 
 int32_t lw_plan_n_ops(const lw_plan *plan) { return plan->n_steps; }

@@ -9,6 +9,7 @@
 #ifndef LW_ROW_H
 #define LW_ROW_H
 
+#include <assert.h>
 #include <stdint.h>
 
 typedef struct lw_row {
@@ -20,6 +21,6 @@ typedef struct lw_row {
     float y_x, y_e, y_h[3], y_y;
     float pad[2];
 } lw_row;
-_Static_assert(sizeof(lw_row) == 80, "rows of a table stay 16-byte aligned");
+static_assert(sizeof(lw_row) == 80, "rows of a table stay 16-byte aligned");
 
 #endif

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "pipe/infotext.h"
 
+#include "pipe/request.h"
+
 #include <jansson.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -83,7 +85,7 @@ typedef struct job {
 } job;
 
 static lw_control control_at(const job *j, uint32_t i) {
-    return j->request->controls ? j->request->controls[i] : (lw_control){.strength = 1, .end = 1};
+    return j->request->controls ? *lw_request_control(j->request, i) : (lw_control){.size = sizeof(lw_control), .strength = 1, .end = 1};
 }
 
 static const char *control_name(const job *j, uint32_t i) {
@@ -277,7 +279,7 @@ lw_status lw_infotext_set_controls(lw_infotext_builder *b, uint32_t n, lw_error 
     b->hashes = lw_arena_alloc(b->arena, n, sizeof *b->hashes);
     if (!b->controls || !b->nets || !b->hashes)
         return lw_fail(err, LW_ENOMEM, "infotext: no memory for %u controls", n);
-    for (uint32_t i = 0; i < n; i++) b->controls[i] = (lw_control){.strength = 1, .end = 1};
+    for (uint32_t i = 0; i < n; i++) b->controls[i] = (lw_control){.size = sizeof(lw_control), .strength = 1, .end = 1};
     b->text.request->controls = b->controls;
     b->text.request->n_controls = b->text.n_controls = n;
     b->text.control_nets = b->nets;

@@ -15,6 +15,14 @@ void lw_request_init(lw_request *r) {
                       .canny_high = 200};
 }
 
+void lw_control_init(lw_control *control) {
+    *control = (lw_control){.size = sizeof *control, .strength = 1, .start = 0, .end = 1};
+}
+
+const lw_control *lw_request_control(const lw_request *r, uint32_t k) {
+    return (const lw_control *)(const void *)((const char *)r->controls + (size_t)k * r->controls[0].size);
+}
+
 static lw_status in_range(const char *name, double v, double low, double high, lw_error *err) {
     if (v >= low && v <= high) return LW_OK; /* NaN fails both */
     return lw_fail(err, LW_EINVAL, "%s is %g, it must be from %g to %g", name, v, low, high);
@@ -53,21 +61,20 @@ static lw_status resolve_controls(lw_job *job, const lw_engine *engine, const lw
                        job->n_controls);
     if (!job->n_controls)
         return lw_fail(err, LW_EMODEL, "%s has no ControlNet: give one with --control-net", engine->model.config.name);
-    bool any_map = false;
+    if (r->n_controls && (!r->controls || r->controls[0].size < sizeof(lw_control)))
+        return lw_fail(err, LW_EINVAL, "a control has size %u, at least %zu is needed", r->controls ? r->controls[0].size : 0, sizeof(lw_control));
     for (int32_t k = 0; k < job->n_controls; k++) {
-        job->controls[k] =
-            k < (int32_t)r->n_controls ? r->controls[k] : (lw_control){.strength = 1, .start = 0, .end = 1};
+        if (k < (int32_t)r->n_controls) job->controls[k] = *lw_request_control(r, (uint32_t)k);
+        else lw_control_init(&job->controls[k]);
         const lw_control *c = &job->controls[k];
         LW_TRY(in_range("control strength", c->strength, 0, 2, err));
         LW_TRY(in_range("control start", c->start, 0, 1, err));
         LW_TRY(in_range("control end", c->end, 0, 1, err));
-        any_map |= c->map != NULL;
         if (!c->map && !r->image)
             return lw_fail(err, LW_EINVAL, "control %d has neither a map nor a picture to take edges from", k);
         if (c->map && !c->map->data) return lw_fail(err, LW_EINVAL, "the map of control %d is empty", k);
     }
     if (r->image && !r->image->data) return lw_fail(err, LW_EINVAL, "the picture is empty");
-    (void)any_map;
     return LW_OK;
 }
 

@@ -18,6 +18,9 @@ typedef struct lw_job {
     lw_schedule schedule;
 } lw_job;
 
+/* Control k of a request that has it: an array's elements may be of a later header's size. */
+const lw_control *lw_request_control(const lw_request *request, uint32_t k);
+
 /* Freed with lw_job_free, also after a failure. */
 lw_status lw_job_resolve(lw_job *job, const lw_engine *engine, const lw_request *request, lw_error *err);
 void lw_job_free(lw_job *job);

@@ -29,7 +29,15 @@ typedef struct planned {
     lw_plan *plan;
 } planned;
 
-enum { MAX_BUFFERS = 64, MAX_VARIANTS = 1 << LW_MAX_CONTROLS };
+/* What the host learns of a step, in memory that the device writes behind it: two, since on a device that runs behind
+ * the host one step is always queued while the one before is waited for. */
+typedef struct step_news {
+    void *mark;
+    int32_t *status; /* [4] */
+    float *x;        /* latents of the first sample [h,w,8], where a preview is wanted */
+} step_news;
+
+enum { MAX_BUFFERS = 64, MAX_VARIANTS = 1 << LW_MAX_CONTROLS, N_NEWS = 2 };
 
 struct lw_session {
     lw_engine *engine;
@@ -48,6 +56,7 @@ struct lw_session {
     float *timesteps;                /* [rows], NULL: the time table is not valid */
     float *host;                     /* staging: the largest of noise, latents, tables */
     size_t host_bytes;
+    step_news news[N_NEWS];
 };
 
 /* ---- plans */
@@ -81,7 +90,13 @@ static void forget_shape(lw_session *s) {
     for (int32_t i = 0; i < s->n_buffers; i++)
         if (s->buffers[i].device) backend_of(s)->free(backend_of(s), s->buffers[i].device);
     if (s->temp) backend_of(s)->free(backend_of(s), s->temp);
-    lw_free(s->host);
+    for (int32_t i = 0; i < N_NEWS; i++) {
+        lw_free_mark(backend_of(s), s->news[i].mark);
+        lw_free_host(backend_of(s), s->news[i].status);
+        lw_free_host(backend_of(s), s->news[i].x);
+        s->news[i] = (step_news){0};
+    }
+    lw_free_host(backend_of(s), s->host);
     forget_results(s);
     s->n_buffers = 0;
     s->temp = s->host = NULL;
@@ -179,6 +194,12 @@ static lw_status check_memory(const lw_session *s, lw_error *err) {
     if (backend_of(s)->device == LW_DEVICE_CPU && total > machine)
         return lw_fail(err, LW_ENOMEM, "the job needs %llu bytes, the machine has %llu", (unsigned long long)total,
                        (unsigned long long)machine);
+    if (!backend_of(s)->behind) return LW_OK;
+    uint64_t more = total - lw_params_filled_bytes(s->engine->params),
+             left = backend_of(s)->behind->free_bytes(backend_of(s));
+    if (more > left)
+        return lw_fail(err, LW_ENOMEM, "the job needs %llu bytes on the device, %llu are free",
+                       (unsigned long long)more, (unsigned long long)left);
     return LW_OK;
 }
 
@@ -188,6 +209,19 @@ static void bind(const lw_session *s, const planned *p) {
         if (lw_plan_extern_bytes(p->plan, s->buffers[i].name))
             lw_plan_bind(p->plan, s->buffers[i].name, s->buffers[i].device, NULL);
     lw_plan_bind_temp(p->plan, s->temp);
+}
+
+static lw_status allocate_news(lw_session *s, lw_error *err) {
+    lw_backend *b = backend_of(s);
+    for (int32_t i = 0; i < N_NEWS; i++) {
+        step_news *k = &s->news[i];
+        void *status = NULL, *x = NULL;
+        if (!k->status) LW_TRY(lw_alloc_host(b, 4 * sizeof *k->status, &status, err));
+        if (!k->status) k->status = status;
+        if (!k->x) LW_TRY(lw_alloc_host(b, (size_t)s->shape.h * (size_t)s->shape.w * 8 * sizeof *k->x, &x, err));
+        if (!k->x) k->x = x;
+    }
+    return LW_OK;
 }
 
 /* Allocates what the plans need beyond what is there, packs the weights, and binds all plans. */
@@ -200,11 +234,13 @@ static lw_status allocate(lw_session *s, lw_error *err) {
         if ((size_t)s->buffers[i].bytes > host) host = (size_t)s->buffers[i].bytes;
     }
     if (host > s->host_bytes) {
-        lw_free(s->host);
-        s->host = lw_alloc_aligned(host);
-        s->host_bytes = s->host ? host : 0;
-        if (!s->host) return lw_fail(err, LW_ENOMEM, "no memory for %zu bytes of staging", host);
+        void *more = NULL;
+        LW_TRY(lw_alloc_host(b, host, &more, err));
+        lw_free_host(b, s->host);
+        s->host = more;
+        s->host_bytes = host;
     }
+    LW_TRY(allocate_news(s, err));
     if (s->temp) b->free(b, s->temp);
     s->temp = NULL;
     LW_TRY(b->alloc(b, s->temp_bytes, &s->temp, err));
@@ -388,7 +424,7 @@ static void latents_to_host(const shape *t, const float *nhwc, float *nchw) {
             for (size_t c = 0; c < 4; c++) nchw[(n * 4 + c) * plane + i] = nhwc[(n * plane + i) * 8 + c];
 }
 
-static lw_status show_preview(lw_session *s, const lw_request *r, int32_t step, lw_error *err) {
+static lw_status show_preview(const lw_session *s, const lw_request *r, int32_t step, const float *x, lw_error *err) {
     const shape *t = &s->shape;
     const double *m = s->engine->model.config.latent_rgb;
     size_t n = (size_t)t->h * (size_t)t->w;
@@ -399,16 +435,15 @@ static lw_status show_preview(lw_session *s, const lw_request *r, int32_t step, 
                       .stride = (size_t)t->w * 3,
                       .data = lw_alloc(n, 3)};
     if (!image.data) return lw_fail(err, LW_ENOMEM, "no memory for a preview");
-    lw_status status = backend_of(s)->download(backend_of(s), s->host, device_of(s, "x"), n * 8 * sizeof(float), err);
-    for (size_t i = 0; i < n && status == LW_OK; i++)
+    for (size_t i = 0; i < n; i++)
         for (size_t c = 0; c < 3; c++) {
             double v = m[12 + c];
-            for (size_t k = 0; k < 4; k++) v += m[c * 4 + k] * (double)s->host[i * 8 + k];
+            for (size_t k = 0; k < 4; k++) v += m[c * 4 + k] * (double)x[i * 8 + k];
             image.data[i * 3 + c] = (uint8_t)(v <= 0 ? 0 : v >= 1 ? 255 : v * 255);
         }
-    if (status == LW_OK) r->preview(r->user, step, &image);
+    r->preview(r->user, step, &image);
     lw_free(image.data);
-    return status;
+    return LW_OK;
 }
 
 static lw_status report(const lw_request *r, lw_stage stage, int32_t step, int32_t n, lw_error *err) {
@@ -424,19 +459,40 @@ static lw_status check_finite(const lw_session *s, const char *name, int32_t at,
     return LW_OK;
 }
 
+/* Queues step i and the news of it. */
+static lw_status queue_step(lw_session *s, const lw_job *job, const lw_request *r, int32_t i, lw_error *err) {
+    lw_backend *b = backend_of(s);
+    step_news *k = &s->news[i % N_NEWS];
+    size_t latents = (size_t)s->shape.h * (size_t)s->shape.w * 8 * sizeof *k->x;
+    LW_TRY(lw_plan_run(s->step[row_controls(job, i)].plan, err));
+    LW_TRY(lw_fetch(b, k->status, device_of(s, "status"), 4 * sizeof *k->status, err));
+    if (r->preview) LW_TRY(lw_fetch(b, k->x, device_of(s, "x"), latents, err));
+    return lw_mark(b, &k->mark, err);
+}
+
+/* Waits for step i and tells the caller. */
+static lw_status end_step(lw_session *s, const lw_request *r, int32_t i, int32_t n, lw_error *err) {
+    step_news *k = &s->news[i % N_NEWS];
+    LW_TRY(lw_wait(backend_of(s), k->mark, err));
+    if (k->status[2])
+        return lw_fail(err, LW_EMODEL, "%s: NaN or infinity came out of the networks at step %d of %d",
+                       s->engine->model.config.name, i + 1, n);
+    if (r->preview) LW_TRY(show_preview(s, r, i + 1, k->x, err));
+    return report(r, LW_STAGE_STEPS, i + 1, n, err);
+}
+
+/* On a device that runs behind the host the next step is queued before one is waited for: it never idles. */
 static lw_status run_loop(lw_session *s, const lw_job *job, const lw_request *r, lw_result *out, lw_error *err) {
-    int32_t n = job->schedule.n_rows, status[4] = {-1, n, 0, 0};
+    int32_t n = job->schedule.n_rows, status[4] = {-1, n, 0, 0}, lag = backend_of(s)->behind ? N_NEWS - 1 : 0;
     LW_TRY(put(s, "status", status, sizeof status, err));
     LW_TRY(lw_plan_run(s->begin.plan, err));
-    for (int32_t i = 0; i < n; i++) {
-        double begin = lw_now_ms();
-        char what[48];
-        LW_TRY(lw_plan_run(s->step[row_controls(job, i)].plan, err));
-        snprintf(what, sizeof what, "the networks at step %d of %d", i + 1, n);
-        LW_TRY(check_finite(s, "status", 2, what, err));
-        out->step_ms[i] = lw_now_ms() - begin;
-        if (r->preview) LW_TRY(show_preview(s, r, i + 1, err));
-        LW_TRY(report(r, LW_STAGE_STEPS, i + 1, n, err));
+    double last = lw_now_ms();
+    for (int32_t i = 0; i < n + lag; i++) {
+        if (i < n) LW_TRY(queue_step(s, job, r, i, err));
+        if (i < lag) continue;
+        LW_TRY(end_step(s, r, i - lag, n, err));
+        out->step_ms[i - lag] = lw_now_ms() - last;
+        last += out->step_ms[i - lag];
     }
     return LW_OK;
 }

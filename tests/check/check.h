@@ -166,7 +166,7 @@ typedef struct ck_machine {
 typedef struct ck_worst {
     const char *tactic;
     lw_dtype dtype;
-    int64_t cases, failed, other_bits; /* other_bits: with 3 threads, where that is allowed */
+    int64_t cases, failed;
     double nmse, bound, max_share;     /* max_share: largest error over what is allowed (half types) */
     char shape[224];
     ck_regime regime;

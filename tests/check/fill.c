@@ -172,8 +172,10 @@ static lw_status source_read(void *user, const char *name, float *dst, lw_error 
     uint64_t state = ck_hash(name, *(const uint64_t *)user);
     double mean = *name == 'g' ? 1 : 0, deviation = *name == 'g' || *name == 'b' ? 0.1 : 1;
     if (*name == 'w') deviation = 1 / sqrt((double)(d[1] * d[2] * d[3])); /* outputs as large as inputs */
-    for (int64_t i = 0; i < d[0] * d[1] * d[2] * d[3]; i++)
-        dst[i] = (float)(mean + deviation * normal_of(ck_mix(state + (uint64_t)i)));
+    for (int64_t i = 0; i < d[0] * d[1] * d[2] * d[3]; i++) {             /* rounded as a device stores them */
+        float value = (float)(mean + deviation * normal_of(ck_mix(state + (uint64_t)i)));
+        dst[i] = lw_f16_to_f32(lw_f32_to_f16(value));
+    }
     return LW_OK;
 }
 

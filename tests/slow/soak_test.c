@@ -35,7 +35,7 @@ static void flat(void **state) {
     lw_error err;
     static uint8_t edges[64 * 128], first[4][64 * 128 * 3];
     lw_image map = {.size = sizeof map, .height = 64, .channels = 1, .stride = 128, .data = edges};
-    lw_control control = {.map = &map, .strength = 1, .start = 0, .end = 1};
+    lw_control control = {.size = sizeof control, .map = &map, .strength = 1, .start = 0, .end = 1};
     long warm = 0;
     int descriptors = 0;
     for (int i = 0; i < 64; i++) edges[i * 128 + i] = 255;

@@ -14,7 +14,7 @@ static lw_status whole_job(uint8_t out[64 * 64 * 3], lw_error *err) {
     static uint8_t edges[64 * 64];
     for (int i = 0; i < 64; i++) edges[i * 64 + i] = edges[32 * 64 + i] = 255;
     lw_image map = {.size = sizeof map, .width = 64, .height = 64, .channels = 1, .stride = 64, .data = edges};
-    lw_control control = {.map = &map, .strength = 1, .start = 0, .end = 1};
+    lw_control control = {.size = sizeof control, .map = &map, .strength = 1, .start = 0, .end = 1};
     lw_engine_params params;
     lw_request r;
     lw_result result = {0};
@@ -76,7 +76,7 @@ static void a_session_survives(void **state) {
     (void)state;
     uint8_t edges[64 * 64] = {255};
     lw_image map = {.size = sizeof map, .width = 64, .height = 64, .channels = 1, .stride = 64, .data = edges};
-    lw_control control = {.map = &map, .strength = 1, .start = 0, .end = 1};
+    lw_control control = {.size = sizeof control, .map = &map, .strength = 1, .start = 0, .end = 1};
     lw_engine_params params;
     lw_request r;
     lw_result first, result;

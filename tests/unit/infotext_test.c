@@ -73,8 +73,8 @@ static void made_reads_back(void **state) {
     (void)state;
     uint8_t pixel = 0;
     lw_image map = {sizeof map, 1, 1, 1, 1, &pixel};
-    const lw_control controls[2] = {{.strength = 0.1, .start = 0.25, .end = 0.75},
-                                    {.map = &map, .strength = 2, .end = 1}};
+    const lw_control controls[2] = {{.size = sizeof(lw_control), .strength = 0.1, .start = 0.25, .end = 0.75},
+                                    {.size = sizeof(lw_control), .map = &map, .strength = 2, .end = 1}};
     const char *nets[2] = {"canny, \"1\".safetensors", NULL}, *hashes[2] = {NULL, "cd"};
     lw_request r = base_request();
     r.prompt = "ein rotes Haus \xe2\x80\x94 \"h\xc3\xbc"

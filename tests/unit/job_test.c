@@ -29,7 +29,7 @@ static lw_request base_request(lw_image *map, lw_control *control) {
     union { const void *c; void *m; } edges = {fixture_data(&job, "edges", NULL)};
     *map = (lw_image){.size = sizeof *map, .width = (int32_t)fixture_dim(&job, "edges", 1), .height = (int32_t)fixture_dim(&job, "edges", 0), .channels = 1,
                       .stride = (size_t)fixture_dim(&job, "edges", 1), .data = edges.m};
-    *control = (lw_control){.map = map, .strength = 1, .start = 0, .end = 1};
+    *control = (lw_control){.size = sizeof(lw_control), .map = map, .strength = 1, .start = 0, .end = 1};
     lw_request r;
     lw_request_init(&r);
     r.prompt = "a red house and a yellow moon";

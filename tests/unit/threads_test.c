@@ -18,7 +18,7 @@ typedef struct worker {
 static void make(worker *w, lw_session *session, int job) {
     uint8_t edges[64 * 64] = {0};
     lw_image map = {.size = sizeof map, .width = 64, .height = 64, .channels = 1, .stride = 64, .data = edges};
-    lw_control control = {.map = &map, .strength = 1, .start = 0, .end = 1};
+    lw_control control = {.size = sizeof control, .map = &map, .strength = 1, .start = 0, .end = 1};
     lw_request r;
     lw_result result;
     lw_error err;

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: MIT
+ * linework-bench: measures what the library does on this machine. Unlike the command it sees the library's inside:
+ * plans op by op, and models of SD1.5's shape with random weights, so that no download is needed. */
+#ifndef LW_BENCH_H
+#define LW_BENCH_H
+
+#include "nets/model.h"
+#include "ops/backend.h"
+
+/* ---- models (sd15.c) */
+
+/* A sparse file in memory with the header of an SD1.5 + ControlNet checkpoint; its path is written to path. The file
+ * descriptor, or -1 with *err filled. */
+int bench_sd15_file(char path[64], lw_error *err);
+/* The tensors of model, their values drawn from their names: uniform with variance 1 / inputs, norms 1 and 0. */
+lw_tensor_source bench_random_source(lw_model *model);
+
+/* ---- a job without pictures (job.c): all programs of one shape, planned and bound to memory of random inputs */
+
+typedef struct bench_shape {
+    int32_t width, height, samples, steps;
+    bool guidance; /* two passes */
+} bench_shape;
+
+enum { BENCH_TEXT, BENCH_HINT, BENCH_TIME, BENCH_BEGIN, BENCH_STEP, BENCH_DECODE, BENCH_N_PROGRAMS };
+extern const char *const bench_programs[BENCH_N_PROGRAMS];
+
+enum { BENCH_MAX_BUFFERS = 64 };
+typedef struct bench_job {
+    bench_shape shape;
+    lw_backend *backend; /* owned */
+    lw_model model;
+    int file; /* of a random model, else -1 */
+    lw_params *params;
+    lw_program *programs[BENCH_N_PROGRAMS];
+    lw_plan *plans[BENCH_N_PROGRAMS];
+    struct {
+        const char *name;
+        void *at;
+    } buffers[BENCH_MAX_BUFFERS];
+    int32_t n_buffers;
+    void *temp;
+    uint64_t device_bytes;
+    double pack_ms;
+} bench_job;
+
+/* path NULL: SD1.5's shape with random weights. Takes over backend. Closed also after a failure. */
+lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, const bench_shape *shape,
+                         lw_error *err);
+void bench_job_close(bench_job *job);
+/* Puts the state before the first step. */
+lw_status bench_job_reset(bench_job *job, lw_error *err);
+/* Waits for the device. *finite: no NaN came out. */
+lw_status bench_job_finish(bench_job *job, bool *finite, lw_error *err);
+
+#endif

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: MIT
+ * The programs of one shape, planned and bound. What the session does with pictures and text is left out: inputs are
+ * random, and the buffers' names are the programs' own. */
+#include "bench.h"
+
+#include <string.h>
+#include <unistd.h>
+
+const char *const bench_programs[BENCH_N_PROGRAMS] = {"text", "hint", "time", "begin", "step", "decode"};
+
+static lw_step_shape step_shape(const bench_job *job) {
+    const bench_shape *s = &job->shape;
+    return (lw_step_shape){.g = s->guidance ? 2 : 1,
+                           .n = s->samples,
+                           .h = s->height / 8,
+                           .w = s->width / 8,
+                           .n_controls = job->model.n_controls,
+                           .rows = s->steps,
+                           .n_noise = 1,
+                           .controls = (1u << job->model.n_controls) - 1};
+}
+
+static void record(bench_job *job, int i) {
+    lw_program *p = job->programs[i];
+    lw_step_shape t = step_shape(job);
+    const lw_model *m = &job->model;
+    switch (i) {
+    case BENCH_TEXT: lw_record_text(p, m, t.g, t.n_controls, 0); break;
+    case BENCH_HINT:
+        if (t.n_controls) lw_record_hint(p, m, 0, t.h, t.w);
+        break;
+    case BENCH_TIME: lw_record_time(p, m, t.n_controls, t.rows); break;
+    case BENCH_BEGIN: lw_record_begin(p, m, &t); break;
+    case BENCH_STEP: lw_record_step(p, m, &t); break;
+    default: lw_record_decode(p, m, t.n, t.h, t.w); break;
+    }
+}
+
+static void *find(const bench_job *job, const char *name) {
+    for (int32_t i = 0; i < job->n_buffers; i++)
+        if (!strcmp(job->buffers[i].name, name)) return job->buffers[i].at;
+    return NULL;
+}
+
+/* Random bytes that are harmless as any input: small positive floats, or their bytes; a status and rows that advance.
+ */
+static lw_status fill(bench_job *job, const lw_buffer *b, void *at, lw_error *err) {
+    size_t bytes = (size_t)b->bytes;
+    bool words = !strcmp(b->name, "ids") || !strcmp(b->name, "edges");
+    if (strcmp(b->name, "x") && strcmp(b->name, "scale_table") && !words) return LW_OK;
+    unsigned char *host = lw_alloc_aligned(bytes);
+    if (!host) return lw_fail(err, LW_ENOMEM, "no memory for %zu bytes of input", bytes);
+    uint32_t state = 1;
+    for (size_t i = 0; i + 4 <= bytes; i += 4) {
+        state = state * 1664525u + 1013904223u;
+        float value = (float)(state >> 8) * 0x1p-23f - 1;
+        int32_t id = (int32_t)(state >> 16) % 512;
+        memcpy(host + i, !strcmp(b->name, "ids") ? (void *)&id : (void *)&value, 4);
+    }
+    lw_status status = job->backend->upload(job->backend, at, host, bytes, err);
+    lw_free(host);
+    return status;
+}
+
+static lw_status bind(bench_job *job, int i, lw_error *err) {
+    const lw_program *p = job->programs[i];
+    for (int32_t k = 0; k < p->n_buffers; k++) {
+        const lw_buffer *b = &p->buffers[k];
+        if (b->kind != LW_BUFFER_EXTERN) continue;
+        void *at = find(job, b->name);
+        if (!at) {
+            if (job->n_buffers == BENCH_MAX_BUFFERS) return lw_fail(err, LW_EINTERNAL, "too many buffers");
+            LW_TRY(job->backend->alloc(job->backend, (size_t)b->bytes, &at, err));
+            job->buffers[job->n_buffers].name = b->name;
+            job->buffers[job->n_buffers++].at = at;
+            job->device_bytes += (uint64_t)b->bytes;
+            LW_TRY(fill(job, b, at, err));
+        }
+        LW_TRY(lw_plan_bind(job->plans[i], b->name, at, err));
+    }
+    lw_plan_bind_temp(job->plans[i], job->temp);
+    return LW_OK;
+}
+
+lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, const bench_shape *shape,
+                         lw_error *err) {
+    char random[64];
+    uint64_t temp = 0;
+    *job = (bench_job){.backend = backend, .shape = *shape, .file = -1};
+    if (!path) {
+        job->file = bench_sd15_file(random, err);
+        if (job->file < 0) return err->code;
+    }
+    LW_TRY(lw_model_open(&job->model, path ? path : random, NULL, 0, NULL, err));
+    lw_tensor_source source = path ? lw_model_source(&job->model) : bench_random_source(&job->model);
+    LW_TRY(lw_params_new(&job->params, &source, err));
+    for (int i = 0; i < BENCH_N_PROGRAMS; i++) {
+        job->programs[i] = lw_program_new(bench_programs[i], job->params, backend->act);
+        if (!job->programs[i]) return lw_fail(err, LW_ENOMEM, "no memory for a program");
+        record(job, i);
+        LW_TRY(lw_plan_make(&job->plans[i], backend, job->programs[i], err));
+        if (lw_plan_temp_bytes(job->plans[i]) > temp) temp = lw_plan_temp_bytes(job->plans[i]);
+    }
+    LW_TRY(backend->alloc(backend, temp, &job->temp, err));
+    job->device_bytes = temp + lw_params_bytes(job->params);
+    double begin = lw_now_ms();
+    LW_TRY(lw_params_fill(job->params, backend, err));
+    job->pack_ms = lw_now_ms() - begin;
+    for (int i = 0; i < BENCH_N_PROGRAMS; i++) LW_TRY(bind(job, i, err));
+    LW_TRY(bench_job_reset(job, err));
+    for (int i = 0; i < BENCH_STEP; i++) LW_TRY(lw_plan_run(job->plans[i], err));
+    return LW_OK;
+}
+
+lw_status bench_job_reset(bench_job *job, lw_error *err) {
+    lw_backend *b = job->backend;
+    int32_t status[4] = {-1, job->shape.steps, 0, 0};
+    lw_row *rows = lw_alloc((size_t)job->shape.steps, sizeof *rows);
+    if (!rows) return lw_fail(err, LW_ENOMEM, "no memory for a schedule");
+    for (int32_t i = 0; i < job->shape.steps; i++) /* keeps the latents of one size */
+        rows[i] = (lw_row){.noise = -1, .guidance = 9, .x_x = 0.99f, .x_e = -0.01f};
+    lw_status done = b->upload(b, find(job, "rows"), rows, (size_t)job->shape.steps * sizeof *rows, err);
+    lw_free(rows);
+    LW_TRY(done);
+    return b->upload(b, find(job, "status"), status, sizeof status, err);
+}
+
+lw_status bench_job_finish(bench_job *job, bool *finite, lw_error *err) {
+    int32_t status[4];
+    LW_TRY(job->backend->download(job->backend, status, find(job, "status"), sizeof status, err));
+    *finite = status[2] == 0;
+    return LW_OK;
+}
+
+void bench_job_close(bench_job *job) {
+    lw_backend *b = job->backend;
+    for (int i = 0; i < BENCH_N_PROGRAMS; i++) lw_plan_free(job->plans[i]);
+    for (int32_t i = 0; i < job->n_buffers; i++) b->free(b, job->buffers[i].at);
+    if (job->temp) b->free(b, job->temp);
+    for (int i = 0; i < BENCH_N_PROGRAMS; i++) lw_program_free(job->programs[i]);
+    lw_params_free(job->params, b);
+    lw_model_close(&job->model);
+    if (job->file >= 0) close(job->file);
+    b->close(b);
+}

@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: MIT
+ * linework-bench ops      every planned op of a program with time, rates and share of the roofline
+ * linework-bench latency  the programs of an image, as the session runs them */
+#include "bench.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/cpu.h"
+#ifdef LW_HAVE_CUDA
+#include "cuda/cuda.h"
+#endif
+
+typedef struct options {
+    const char *command, *model, *device, *program;
+    bench_shape shape;
+    lw_precision precision;
+    int32_t repeat, threads;
+    double tflops, gbs; /* ceilings of the roofline */
+} options;
+
+static const char usage[] =
+    "usage: linework-bench ops|latency [options]\n"
+    "  --model PATH       a model file or folder; SD1.5's shape with random weights without it\n"
+    "  --device cpu|cuda[:N]    --precision auto|fp32|fp16    --threads N\n"
+    "  --size WxH         256x384        --samples N  1    --steps N  20    --no-guidance\n"
+    "  --program NAME     of ops: text, hint, time, begin, step or decode; step without it\n"
+    "  --repeat N         5: medians of as many runs\n"
+    "  --tflops N --gbs N ceilings: 800 TFLOP/s and 4200 GB/s without them\n";
+
+static bool take(options *o, const char *name, const char *value) {
+    if (!strcmp(name, "--model")) o->model = value;
+    else if (!strcmp(name, "--device")) o->device = value;
+    else if (!strcmp(name, "--program")) o->program = value;
+    else if (!strcmp(name, "--samples")) o->shape.samples = atoi(value);
+    else if (!strcmp(name, "--steps")) o->shape.steps = atoi(value);
+    else if (!strcmp(name, "--repeat")) o->repeat = atoi(value);
+    else if (!strcmp(name, "--threads")) o->threads = atoi(value);
+    else if (!strcmp(name, "--tflops")) o->tflops = atof(value);
+    else if (!strcmp(name, "--gbs")) o->gbs = atof(value);
+    else if (!strcmp(name, "--size")) return sscanf(value, "%dx%d", &o->shape.width, &o->shape.height) == 2;
+    else if (!strcmp(name, "--precision")) return lw_precision_from_name(value, &o->precision, NULL) == LW_OK;
+    else return false;
+    return true;
+}
+
+static bool parse(options *o, int argc, char **argv) {
+    *o = (options){.device = "cpu",
+                   .program = "step",
+                   .shape = {.width = 256, .height = 384, .samples = 1, .steps = 20, .guidance = true},
+                   .repeat = 5,
+                   .tflops = 800,
+                   .gbs = 4200};
+    if (argc < 2) return false;
+    o->command = argv[1];
+    for (int i = 2; i < argc; i++) {
+        if (!strcmp(argv[i], "--no-guidance")) o->shape.guidance = false;
+        else if (i + 1 >= argc || !take(o, argv[i], argv[i + 1])) return false;
+        else i++;
+    }
+    const bench_shape *s = &o->shape;
+    return s->width >= 64 && s->height >= 64 && s->width % 64 == 0 && s->height % 64 == 0 && s->samples >= 1 &&
+           s->samples <= 64 && s->steps >= 1 && s->steps <= 1000 && o->repeat >= 1 && o->repeat <= 1000;
+}
+
+static lw_status open_backend(lw_backend **out, const options *o, lw_error *err) {
+    if (!strncmp(o->device, "cuda", 4)) {
+#ifdef LW_HAVE_CUDA
+        lw_cuda_params cuda = {.device_index = o->device[4] == ':' ? atoi(o->device + 5) : 0,
+                               .precision = o->precision};
+        return lw_cuda_open(out, &cuda, err);
+#else
+        return lw_fail(err, LW_EDEVICE, "this build has no CUDA");
+#endif
+    }
+    lw_cpu_params cpu = {.threads = o->threads, .precision = o->precision};
+    return lw_cpu_open(out, &cpu, err);
+}
+
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *v, int32_t n) {
+    qsort(v, (size_t)n, sizeof *v, by_value);
+    return v[n / 2];
+}
+
+/* ---- ops */
+
+static void shape_text(const lw_op *op, char text[64]) {
+    const lw_args *m = op->m;
+    switch (op->kind) {
+    case LW_OP_CONV2D:
+    case LW_OP_LINEAR: {
+        const lw_product_args *p = &m->product;
+        snprintf(text, 64, "%dx%dx%dx%d->%d k%ds%d%s", p->out.g * p->out.n, p->out.h, p->out.w, p->in.a.c, p->out.c,
+                 p->kh, p->stride, p->epi.act == LW_ACT_GEGLU ? " geglu" : "");
+        break;
+    }
+    case LW_OP_ATTENTION: {
+        const lw_attention_args *a = &m->attention;
+        snprintf(text, 64, "%dx%d q%d k%d d%d", a->out.g * a->out.n, a->heads, a->q.w, a->k.w, a->q.c / a->heads);
+        break;
+    }
+    case LW_OP_APPLY: {
+        const lw_view *v = &m->apply.out;
+        const char *what = m->apply.in.norm.kind == LW_NORM_GROUP   ? "group"
+                           : m->apply.in.norm.kind == LW_NORM_LAYER ? "layer"
+                                                                    : "copy";
+        snprintf(text, 64, "%dx%dx%dx%d %s%s", v->g * v->n, v->h, v->w, v->c, what, m->apply.in.up2 ? " up2" : "");
+        break;
+    }
+    case LW_OP_COMBINE:
+        snprintf(text, 64, "%dx%dx%dx%d", m->combine.out.g * m->combine.out.n, m->combine.out.h, m->combine.out.w,
+                 m->combine.out.c);
+        break;
+    case LW_OP_NORM_STATS:
+        snprintf(text, 64, "%dx%dx%dx%d", m->norm_stats.in.g * m->norm_stats.in.n, m->norm_stats.in.h,
+                 m->norm_stats.in.w, m->norm_stats.in.c);
+        break;
+    default: text[0] = 0; break;
+    }
+}
+
+static lw_status run_ops(bench_job *job, const options *o, lw_error *err) {
+    int program = 0;
+    while (program < BENCH_N_PROGRAMS && strcmp(bench_programs[program], o->program)) program++;
+    if (program == BENCH_N_PROGRAMS) return lw_fail(err, LW_EINVAL, "there is no program %s", o->program);
+    lw_plan *plan = job->plans[program];
+    int32_t n = lw_plan_n_ops(plan);
+    double *ms = lw_alloc((size_t)n * (size_t)o->repeat, sizeof *ms), sum = 0, floor_sum = 0;
+    if (!ms) return lw_fail(err, LW_ENOMEM, "no memory for %d times", n);
+    lw_status status = LW_OK;
+    for (int32_t r = 0; r < o->repeat; r++) {
+        if (program == BENCH_STEP) LW_GO(bench_job_reset(job, err));
+        LW_GO(lw_plan_run_timed(plan, err));
+        for (int32_t i = 0; i < n; i++) ms[i * o->repeat + r] = lw_plan_op(plan, i).ms;
+    }
+    printf("op\ttactic\tshape\tus\tTFLOP/s\tGB/s\troof\tname\n");
+    for (int32_t i = 0; i < n; i++) {
+        lw_planned p = lw_plan_op(plan, i);
+        char shape[64];
+        shape_text(p.op, shape);
+        double us = median(ms + i * o->repeat, o->repeat) * 1e3;
+        double by_flop = p.cost.flop / o->tflops * 1e-6, by_bytes = p.cost.bytes / o->gbs * 1e-3;
+        double floor_us = by_flop > by_bytes ? by_flop : by_bytes;
+        printf("%s\t%s\t%s\t%.2f\t%.1f\t%.0f\t%.0f%%\t%s\n", lw_op_name(p.op->kind), p.tactic->name, shape, us,
+               p.cost.flop / us * 1e-6, p.cost.bytes / us * 1e-3, 100 * floor_us / us, p.op->name);
+        sum += us;
+        floor_sum += floor_us;
+    }
+    printf("# %s: %d ops, %.1f us in all, floor %.1f us\n", o->program, n, sum, floor_sum);
+out:
+    lw_free(ms);
+    return status;
+}
+
+/* ---- latency */
+
+static lw_status run_image(bench_job *job, double ms[5], bool *finite, lw_error *err) {
+    bool ignored;
+    double t[5];
+    t[0] = lw_now_ms();
+    LW_TRY(lw_plan_run(job->plans[BENCH_TEXT], err));
+    LW_TRY(bench_job_finish(job, &ignored, err));
+    t[1] = lw_now_ms();
+    LW_TRY(lw_plan_run(job->plans[BENCH_HINT], err));
+    LW_TRY(bench_job_finish(job, &ignored, err));
+    t[2] = lw_now_ms();
+    LW_TRY(bench_job_reset(job, err));
+    LW_TRY(lw_plan_run(job->plans[BENCH_BEGIN], err));
+    for (int32_t i = 0; i < job->shape.steps; i++) LW_TRY(lw_plan_run(job->plans[BENCH_STEP], err));
+    LW_TRY(bench_job_finish(job, finite, err));
+    t[3] = lw_now_ms();
+    LW_TRY(lw_plan_run(job->plans[BENCH_DECODE], err));
+    LW_TRY(bench_job_finish(job, &ignored, err));
+    t[4] = lw_now_ms();
+    for (int i = 0; i < 4; i++) ms[i] = t[i + 1] - t[i];
+    ms[4] = t[4] - t[0];
+    return LW_OK;
+}
+
+static lw_status run_latency(bench_job *job, const options *o, lw_error *err) {
+    static const char *const names[5] = {"text", "hint", "steps", "decode", "image"};
+    double *ms[5] = {0}, one[5];
+    lw_status status = LW_OK;
+    bool finite = true;
+    for (int k = 0; k < 5; k++) {
+        ms[k] = lw_alloc((size_t)o->repeat, sizeof *ms[k]);
+        if (!ms[k]) status = lw_fail(err, LW_ENOMEM, "no memory for %d times", o->repeat);
+    }
+    if (status != LW_OK) goto out;
+    for (int32_t r = -2; r < o->repeat; r++) { /* two to warm up */
+        LW_GO(run_image(job, one, &finite, err));
+        for (int k = 0; k < 5 && r >= 0; k++) ms[k][r] = one[k];
+    }
+    for (int k = 0; k < 5; k++) printf("%s\t%.3f ms\n", names[k], median(ms[k], o->repeat));
+    printf("# %.3f ms a step, %s\n", median(ms[2], o->repeat) / job->shape.steps,
+           finite ? "all values finite" : "NaN or infinity came out");
+out:
+    for (int k = 0; k < 5; k++) lw_free(ms[k]);
+    return status;
+}
+
+int main(int argc, char **argv) {
+    options o;
+    if (!parse(&o, argc, argv) || (strcmp(o.command, "ops") && strcmp(o.command, "latency"))) {
+        fputs(usage, stderr);
+        return 2;
+    }
+    lw_error err;
+    lw_backend *backend = NULL;
+    lw_status status = open_backend(&backend, &o, &err);
+    if (status != LW_OK) {
+        fprintf(stderr, "linework-bench: %s\n", err.message);
+        return 1;
+    }
+    bench_job job;
+    double begin = lw_now_ms();
+    status = bench_job_open(&job, backend, o.model, &o.shape, &err);
+    if (status == LW_OK) {
+        printf("# %s, %s, %dx%d, %d sample%s, %d steps; open %.0f ms, of it packing %.0f; %.0f MiB\n",
+               backend->description, lw_precision_name(backend->precision), o.shape.width, o.shape.height,
+               o.shape.samples, o.shape.samples == 1 ? "" : "s", o.shape.steps, lw_now_ms() - begin, job.pack_ms,
+               (double)job.device_bytes / 0x1p20);
+        status = !strcmp(o.command, "ops") ? run_ops(&job, &o, &err) : run_latency(&job, &o, &err);
+    }
+    if (status != LW_OK) fprintf(stderr, "linework-bench: %s\n", err.message);
+    bench_job_close(&job);
+    return status == LW_OK ? 0 : 1;
+}

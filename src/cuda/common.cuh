@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: MIT
+ * What the kernels share: 8 values at a time in and out of memory, activations, the epilogue's formula, and the PTX
+ * that has no intrinsic. */
+#ifndef LW_CUDA_COMMON_CUH
+#define LW_CUDA_COMMON_CUH
+
+#include <cuda_fp16.h>
+
+#include "cuda/kernels.h"
+
+#define CU_DEVICE static __device__ __forceinline__
+#define CU_ALL_LANES 0xffffffffu
+
+/* ---- 8 values */
+
+CU_DEVICE void load8(const __half *p, float v[8]) {
+    union {
+        uint4 u;
+        __half2 h[4];
+    } r;
+    r.u = *reinterpret_cast<const uint4 *>(p);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float2 f = __half22float2(r.h[i]);
+        v[2 * i] = f.x;
+        v[2 * i + 1] = f.y;
+    }
+}
+
+CU_DEVICE void load8(const float *p, float v[8]) {
+    float4 a = reinterpret_cast<const float4 *>(p)[0], b = reinterpret_cast<const float4 *>(p)[1];
+    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+    v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+}
+
+CU_DEVICE void store8(__half *p, const float v[8]) {
+    union {
+        uint4 u;
+        __half2 h[4];
+    } r;
+#pragma unroll
+    for (int i = 0; i < 4; i++) r.h[i] = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
+    *reinterpret_cast<uint4 *>(p) = r.u;
+}
+
+CU_DEVICE void store8(float *p, const float v[8]) {
+    reinterpret_cast<float4 *>(p)[0] = make_float4(v[0], v[1], v[2], v[3]);
+    reinterpret_cast<float4 *>(p)[1] = make_float4(v[4], v[5], v[6], v[7]);
+}
+
+CU_DEVICE void load8_as(const cu_view &v, int64_t at, float out[8]) {
+    if (v.half) load8(static_cast<const __half *>(v.p) + at, out);
+    else load8(static_cast<const float *>(v.p) + at, out);
+}
+
+CU_DEVICE int64_t view_at(const cu_view &v, int g, int n, int h, int w) {
+    return g * v.sg + n * v.sn + h * v.sh + w * v.sw;
+}
+
+/* ---- activations */
+
+CU_DEVICE float act_silu(float x) { return x / (1.0f + __expf(-x)); }
+CU_DEVICE float act_gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
+CU_DEVICE float act_quick_gelu(float x) { return x / (1.0f + __expf(-1.702f * x)); }
+
+CU_DEVICE void act8(int act, float v[8]) {
+    if (act == CU_ACT_SILU) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = act_silu(v[i]);
+    } else if (act == CU_ACT_GELU) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = act_gelu(v[i]);
+    } else if (act == CU_ACT_QUICK_GELU) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = act_quick_gelu(v[i]);
+    }
+}
+
+/* ---- epilogue of channels [c, c + 8) of pixel (g, n, h, w): v becomes residual + scale * act(v + bias + addend), with
+ * gate the other half's values for GEGLU (whose channels begin at half_c). */
+CU_DEVICE void add_vectors(const cu_epilogue &e, int g, int n, int c, float v[8]) {
+    float t[8];
+    if (e.bias) {
+        load8(e.bias + c, t);
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] += t[i];
+    }
+    if (e.addend.p) {
+        load8_as(e.addend, g * e.addend.sg + n * e.addend.sn + c, t);
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] += t[i];
+    }
+}
+
+CU_DEVICE void epilogue8(const cu_epilogue &e, int g, int n, int h, int w, int c, int half_c, float v[8],
+                         float gate[8]) {
+    add_vectors(e, g, n, c, v);
+    if (e.act == CU_ACT_GEGLU) {
+        add_vectors(e, g, n, half_c + c, gate);
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] *= act_gelu(gate[i]);
+    } else act8(e.act, v);
+    if (e.scale) {
+        float s = e.scale[g * e.scale_sg + n * e.scale_sn];
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] *= s;
+    }
+    if (e.residual.p) {
+        float r[8];
+        load8_as(e.residual, view_at(e.residual, g, n, h, w) + c, r);
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] += r[i];
+    }
+}
+
+/* ---- warps */
+
+CU_DEVICE float warp_sum(float v) {
+#pragma unroll
+    for (int d = 16; d; d >>= 1) v += __shfl_xor_sync(CU_ALL_LANES, v, d);
+    return v;
+}
+
+CU_DEVICE float warp_max(float v) {
+#pragma unroll
+    for (int d = 16; d; d >>= 1) v = fmaxf(v, __shfl_xor_sync(CU_ALL_LANES, v, d));
+    return v;
+}
+
+/* ---- asynchronous copies of 16 bytes into shared memory; zeros where !real (the address must still be valid) */
+
+CU_DEVICE uint32_t shared_address(const void *p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+CU_DEVICE void copy16(void *shared, const void *global, bool real) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(real ? 16 : 0)
+                 : "memory");
+}
+CU_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+/* Waits until at most `left` of the newest groups are under way. */
+template <int left> CU_DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;\n" ::"n"(left) : "memory"); }
+
+/* ---- matrix unit: m16n8k16, half in, float out. Fragments as the PTX manual lays them out: with q = lane / 4 and
+ * r = lane % 4, a[0..3] hold rows q, q+8, q, q+8 and columns 2r, 2r, 2r+8, 2r+8; d[0..3] hold (q,2r) (q,2r+1) (q+8,2r)
+ * (q+8,2r+1). */
+
+/* Four 8x8 matrices; lane l gives the address of row l % 8 of matrix l / 8. */
+CU_DEVICE void load_matrices(uint32_t r[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+CU_DEVICE void load_matrices_transposed(uint32_t r[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+CU_DEVICE void multiply(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+CU_DEVICE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+#endif

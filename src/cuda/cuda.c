@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: MIT
+ * Opening a device; its memory, copies, marks and graphs. */
+#include "cuda/cuda.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "cuda/device.h"
+
+void lw_cuda_version(char *text, size_t n) {
+    snprintf(text, n, "%d.%d", CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+}
+
+/* ---- errors */
+
+static int32_t index_of(const lw_backend *backend) { return ((const cu_backend *)backend)->index; }
+
+lw_status cu_fail(const lw_backend *backend, lw_error *err, cudaError_t e, const char *call) {
+    return lw_fail(err, e == cudaErrorMemoryAllocation ? LW_ENOMEM : LW_EDEVICE, "cuda:%d: %s: %s (%s)",
+                   index_of(backend), call, cudaGetErrorString(e), cudaGetErrorName(e));
+}
+
+lw_status cu_fail_blas(const lw_backend *backend, lw_error *err, cublasStatus_t e, const char *call) {
+    return lw_fail(err, LW_EDEVICE, "cuda:%d: %s: cuBLASLt status %d", index_of(backend), call, (int)e);
+}
+
+lw_status cu_fail_dnn(const lw_backend *backend, lw_error *err, cudnnStatus_t e, const char *call) {
+    return lw_fail(err, LW_EDEVICE, "cuda:%d: %s: %s", index_of(backend), call, cudnnGetErrorString(e));
+}
+
+lw_status cu_enter(lw_backend *backend, lw_error *err) {
+    CU_TRY(backend, err, cudaSetDevice(cu_of(backend)->index));
+    return LW_OK;
+}
+
+lw_status cu_launched(lw_backend *backend, const lw_op *op, cudaError_t e, lw_error *err) {
+    if (lw_fault_hit()) e = cudaErrorUnknown;
+    if (e == cudaSuccess) return LW_OK;
+    return lw_fail(err, LW_EDEVICE, "cuda:%d: op %s (%s): launch: %s (%s)", index_of(backend), op->name,
+                   lw_op_name(op->kind), cudaGetErrorString(e), cudaGetErrorName(e));
+}
+
+/* ---- memory and copies */
+
+static lw_status gpu_alloc(lw_backend *backend, size_t bytes, void **out, lw_error *err) {
+    void *p = NULL;
+    LW_TRY(cu_enter(backend, err));
+    cudaError_t e = lw_fault_hit() ? cudaErrorMemoryAllocation : cudaMalloc(&p, bytes ? bytes : 1);
+    if (e == cudaErrorMemoryAllocation) {
+        size_t left = 0, total = 0;
+        cudaGetLastError(); /* it is not sticky: the device works on */
+        cudaMemGetInfo(&left, &total);
+        return lw_fail(err, LW_ENOMEM, "cuda:%d: no memory for %zu bytes, %zu of %zu are free", index_of(backend),
+                       bytes, left, total);
+    }
+    if (e != cudaSuccess) return cu_fail(backend, err, e, "cudaMalloc");
+    e = cudaMemsetAsync(p, 0, bytes, cu_of(backend)->queue.stream);
+    if (e != cudaSuccess) {
+        cudaFree(p);
+        return cu_fail(backend, err, e, "cudaMemsetAsync");
+    }
+    *out = p;
+    return LW_OK;
+}
+
+static void gpu_free(lw_backend *backend, void *p) {
+    if (!p || cu_enter(backend, NULL) != LW_OK) return;
+    cudaFree(p);
+}
+
+/* One piece through the next stage: the host waits only for the copy that used this stage before. */
+static lw_status send_piece(lw_backend *backend, char *dst, const char *src, size_t bytes, lw_error *err) {
+    cu_backend *b = cu_of(backend);
+    int32_t i = b->next_stage;
+    b->next_stage = (i + 1) % CU_STAGES;
+    CU_TRY(backend, err, cudaEventSynchronize(b->sent[i]));
+    memcpy(b->stage[i], src, bytes);
+    CU_TRY(backend, err, cudaMemcpyAsync(dst, b->stage[i], bytes, cudaMemcpyHostToDevice, b->queue.stream));
+    CU_TRY(backend, err, cudaEventRecord(b->sent[i], b->queue.stream));
+    return LW_OK;
+}
+
+static lw_status gpu_upload(lw_backend *backend, void *dst, const void *src, size_t bytes, lw_error *err) {
+    cu_backend *b = cu_of(backend);
+    LW_TRY(cu_enter(backend, err));
+    lw_status status = LW_OK;
+    pthread_mutex_lock(&b->lock);
+    for (size_t at = 0; at < bytes && status == LW_OK; at += CU_STAGE_BYTES) {
+        size_t n = bytes - at < CU_STAGE_BYTES ? bytes - at : CU_STAGE_BYTES;
+        status = send_piece(backend, (char *)dst + at, (const char *)src + at, n, err);
+    }
+    pthread_mutex_unlock(&b->lock);
+    return status;
+}
+
+static lw_status gpu_download(lw_backend *backend, void *dst, const void *src, size_t bytes, lw_error *err) {
+    cudaStream_t stream = cu_of(backend)->queue.stream;
+    LW_TRY(cu_enter(backend, err));
+    CU_TRY(backend, err, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, stream));
+    CU_TRY(backend, err, cudaStreamSynchronize(stream));
+    return LW_OK;
+}
+
+static lw_status gpu_alloc_host(lw_backend *backend, size_t bytes, void **out, lw_error *err) {
+    LW_TRY(cu_enter(backend, err));
+    CU_TRY(backend, err, cudaMallocHost(out, bytes ? bytes : 1));
+    return LW_OK;
+}
+
+static void gpu_free_host(lw_backend *backend, void *p) {
+    if (cu_enter(backend, NULL) == LW_OK) cudaFreeHost(p);
+}
+
+static lw_status gpu_fetch(lw_backend *backend, void *host, const void *src, size_t bytes, lw_error *err) {
+    LW_TRY(cu_enter(backend, err));
+    CU_TRY(backend, err, cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, cu_of(backend)->queue.stream));
+    return LW_OK;
+}
+
+static uint64_t gpu_free_bytes(lw_backend *backend) {
+    size_t left = 0, total = 0;
+    if (cu_enter(backend, NULL) != LW_OK || cudaMemGetInfo(&left, &total) != cudaSuccess) return 0;
+    return left;
+}
+
+/* ---- marks are events. In a capture they become nodes of the graph, timed each time it runs. */
+
+static lw_status gpu_mark(lw_backend *backend, void *queue, void **mark, lw_error *err) {
+    const cu_queue *q = queue ? queue : &cu_of(backend)->queue;
+    LW_TRY(cu_enter(backend, err));
+    if (!*mark) {
+        cudaEvent_t event;
+        CU_TRY(backend, err, cudaEventCreate(&event));
+        *mark = event;
+    }
+    CU_TRY(backend, err,
+           cudaEventRecordWithFlags(*mark, q->stream, q->captures ? cudaEventRecordExternal : cudaEventRecordDefault));
+    return LW_OK;
+}
+
+static lw_status gpu_wait(lw_backend *backend, void *mark, lw_error *err) {
+    LW_TRY(cu_enter(backend, err));
+    CU_TRY(backend, err, cudaEventSynchronize(mark));
+    return LW_OK;
+}
+
+static double gpu_between_ms(lw_backend *backend, void *from, void *to) {
+    float ms = 0;
+    return cu_enter(backend, NULL) == LW_OK && cudaEventElapsedTime(&ms, from, to) == cudaSuccess ? (double)ms : 0;
+}
+
+static void gpu_free_mark(lw_backend *backend, void *mark) {
+    if (cu_enter(backend, NULL) == LW_OK) cudaEventDestroy(mark);
+}
+
+/* ---- graphs. A capture has a stream of its own: what other threads launch meanwhile is not caught by it. */
+
+static void free_queue(cu_queue *q) {
+    if (q->stream) cudaStreamDestroy(q->stream);
+    lw_free(q);
+}
+
+static lw_status gpu_begin_capture(lw_backend *backend, void **queue, lw_error *err) {
+    LW_TRY(cu_enter(backend, err));
+    cu_queue *q = lw_alloc(1, sizeof *q);
+    if (!q) return lw_fail(err, LW_ENOMEM, "no memory for a capture");
+    q->captures = true;
+    cudaError_t e = lw_fault_hit() ? cudaErrorUnknown : cudaStreamCreateWithFlags(&q->stream, cudaStreamNonBlocking);
+    if (e == cudaSuccess) e = cudaStreamBeginCapture(q->stream, cudaStreamCaptureModeThreadLocal);
+    if (e != cudaSuccess) {
+        free_queue(q);
+        return cu_fail(backend, err, e, "cudaStreamBeginCapture");
+    }
+    *queue = q;
+    return LW_OK;
+}
+
+static lw_status gpu_end_capture(lw_backend *backend, void *queue, void **graph, lw_error *err) {
+    cu_queue *q = queue;
+    cudaGraph_t captured = NULL;
+    cudaGraphExec_t ready = NULL;
+    cudaError_t e = cudaStreamEndCapture(q->stream, &captured);
+    if (e == cudaSuccess && graph) e = cudaGraphInstantiate(&ready, captured, 0);
+    if (captured) cudaGraphDestroy(captured);
+    free_queue(q);
+    if (!graph) {
+        cudaGetLastError(); /* of the op that failed: it has been reported */
+        return LW_OK;
+    }
+    if (e != cudaSuccess) return cu_fail(backend, err, e, "cudaStreamEndCapture and cudaGraphInstantiate");
+    *graph = ready;
+    return LW_OK;
+}
+
+static lw_status gpu_replay(lw_backend *backend, void *graph, lw_error *err) {
+    LW_TRY(cu_enter(backend, err));
+    CU_TRY(backend, err, cudaGraphLaunch(graph, cu_of(backend)->queue.stream));
+    return LW_OK;
+}
+
+static void gpu_free_graph(lw_backend *backend, void *graph) {
+    if (cu_enter(backend, NULL) == LW_OK) cudaGraphExecDestroy(graph);
+}
+
+static const lw_behind behind = {.alloc_host = gpu_alloc_host,
+                                 .free_host = gpu_free_host,
+                                 .fetch = gpu_fetch,
+                                 .mark = gpu_mark,
+                                 .wait = gpu_wait,
+                                 .between_ms = gpu_between_ms,
+                                 .free_mark = gpu_free_mark,
+                                 .begin_capture = gpu_begin_capture,
+                                 .end_capture = gpu_end_capture,
+                                 .replay = gpu_replay,
+                                 .free_graph = gpu_free_graph,
+                                 .free_bytes = gpu_free_bytes};
+
+/* ---- opening */
+
+static void gpu_close(lw_backend *backend) {
+    cu_backend *b = cu_of(backend);
+    if (cu_enter(backend, NULL) == LW_OK) {
+        if (b->queue.stream) cudaStreamSynchronize(b->queue.stream);
+        cu_free_conv_plans(b->conv_plans);
+        if (b->dnn) cudnnDestroy(b->dnn);
+        if (b->blas) cublasLtDestroy(b->blas);
+        for (int32_t i = 0; i < CU_STAGES; i++) {
+            if (b->sent[i]) cudaEventDestroy(b->sent[i]);
+            if (b->stage[i]) cudaFreeHost(b->stage[i]);
+        }
+        if (b->queue.stream) cudaStreamDestroy(b->queue.stream);
+    }
+    pthread_mutex_destroy(&b->lock);
+    lw_free(b);
+}
+
+static void add_tactics(cu_backend *b, const lw_tactic *const *list) {
+    for (; *list && b->base.n_tactics < CU_MAX_TACTICS; list++) b->tactics[b->base.n_tactics++] = *list;
+}
+
+static lw_status check_driver(int32_t index, lw_error *err) {
+    int n = 0, driver = 0;
+    char version[16];
+    lw_cuda_version(version, sizeof version);
+    cudaError_t e = lw_fault_hit() ? cudaErrorUnknown : cudaGetDeviceCount(&n);
+    if (e == cudaErrorInsufficientDriver) {
+        cudaDriverGetVersion(&driver);
+        if (driver)
+            return lw_fail(err, LW_EDEVICE, "cuda:%d: the driver is for CUDA %d.%d, this build needs %s", index,
+                           driver / 1000, driver % 1000 / 10, version);
+        return lw_fail(err, LW_EDEVICE, "cuda:%d: there is no NVIDIA driver on this machine", index);
+    }
+    if (e != cudaSuccess && e != cudaErrorNoDevice)
+        return lw_fail(err, LW_EDEVICE, "cuda:%d: cudaGetDeviceCount: %s (%s)", index, cudaGetErrorString(e),
+                       cudaGetErrorName(e));
+    if (e == cudaErrorNoDevice || n == 0)
+        return lw_fail(err, LW_EDEVICE, "cuda:%d: there is no NVIDIA GPU on this machine", index);
+    if (index < 0 || index >= n)
+        return lw_fail(err, LW_EDEVICE, "cuda:%d: there is no such device, the machine has cuda:0 to cuda:%d", index,
+                       n - 1);
+    return LW_OK;
+}
+
+static lw_status open_device(cu_backend *b, lw_error *err) {
+    struct cudaDeviceProp p;
+    CU_TRY(&b->base, err, cudaGetDeviceProperties(&p, b->index));
+    snprintf(b->name, sizeof b->name, "%.63s", p.name);
+    b->major = p.major;
+    b->minor = p.minor;
+    b->n_sm = p.multiProcessorCount;
+    if (p.major < 8)
+        return lw_fail(err, LW_EDEVICE, "cuda:%d: %s has compute capability %d.%d, 8.0 or newer is needed", b->index,
+                       p.name, p.major, p.minor);
+    LW_TRY(cu_enter(&b->base, err));
+    cudaError_t e = lw_fault_hit() ? cudaErrorNoKernelImageForDevice : cu_probe();
+    if (e == cudaErrorNoKernelImageForDevice)
+        return lw_fail(err, LW_EDEVICE, "cuda:%d: this build has no kernels for %s (compute capability %d.%d)",
+                       b->index, p.name, p.major, p.minor);
+    if (e != cudaSuccess) return cu_fail(&b->base, err, e, "loading the kernels");
+    CU_TRY(&b->base, err, cudaStreamCreateWithFlags(&b->queue.stream, cudaStreamNonBlocking));
+    for (int32_t i = 0; i < CU_STAGES; i++) {
+        CU_TRY(&b->base, err, cudaMallocHost(&b->stage[i], CU_STAGE_BYTES));
+        CU_TRY(&b->base, err, cudaEventCreateWithFlags(&b->sent[i], cudaEventDisableTiming));
+    }
+    CU_TRY_BLAS(&b->base, err, cublasLtCreate(&b->blas));
+    cudnnStatus_t d = lw_fault_hit() ? CUDNN_STATUS_INTERNAL_ERROR : cudnnCreate(&b->dnn);
+    if (d != CUDNN_STATUS_SUCCESS) return cu_fail_dnn(&b->base, err, d, "cudnnCreate");
+    size_t dnn = cudnnGetVersion();
+    char version[16];
+    lw_cuda_version(version, sizeof version);
+    snprintf(b->base.description, sizeof b->base.description, "%s (CUDA %s, cuDNN %zu.%zu.%zu), cuda:%d", b->name,
+             version, dnn / 10000, dnn % 10000 / 100, dnn % 100, b->index);
+    return LW_OK;
+}
+
+lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error *err) {
+    if (params->precision == LW_PRECISION_BF16)
+        return lw_fail(err, LW_EINVAL, "precision bf16: cuda runs fp16 or fp32");
+    LW_TRY(check_driver(params->device_index, err));
+    cu_backend *b = lw_alloc(1, sizeof *b);
+    if (!b) return lw_fail(err, LW_ENOMEM, "no memory for the CUDA backend");
+    bool exact = params->precision == LW_PRECISION_FP32;
+    b->index = params->device_index;
+    b->base = (lw_backend){.name = "cuda",
+                           .device = LW_DEVICE_CUDA,
+                           .precision = exact ? LW_PRECISION_FP32 : LW_PRECISION_FP16,
+                           .act = exact ? LW_F32 : LW_F16,
+                           .threads = lw_cpu_count(),
+                           .tactics = b->tactics,
+                           .alloc = gpu_alloc,
+                           .free = gpu_free,
+                           .upload = gpu_upload,
+                           .download = gpu_download,
+                           .close = gpu_close,
+                           .behind = &behind};
+    pthread_mutex_init(&b->lock, NULL);
+    lw_status status = open_device(b, err);
+    if (status != LW_OK) {
+        gpu_close(&b->base);
+        return status;
+    }
+    add_tactics(b, cu_blas_tactics);
+    add_tactics(b, cu_dnn_tactics);
+    add_tactics(b, cu_product_tactics);
+    add_tactics(b, cu_kernel_tactics);
+    add_tactics(b, cu_wide_tactics);
+    *out = &b->base;
+    return LW_OK;
+}

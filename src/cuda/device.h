@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: MIT
+ * What the host files of cuda share: the backend's own struct, errors, packs, and views with addresses. */
+#ifndef LW_CUDA_DEVICE_H
+#define LW_CUDA_DEVICE_H
+
+#include <cublasLt.h>
+#include <cudnn.h>
+#include <pthread.h>
+
+#include "cuda/cuda.h"
+#include "cuda/kernels.h"
+
+/* Where work goes: a stream. The backend has one; a session's own or one that captures takes its place by lw_run. */
+typedef struct cu_queue {
+    cudaStream_t stream;
+    bool captures;
+} cu_queue;
+
+enum { CU_STAGES = 2, CU_STAGE_BYTES = 8 << 20, CU_MAX_TACTICS = 32 };
+
+typedef struct cu_conv_plan cu_conv_plan; /* cudnn.c */
+
+typedef struct cu_backend {
+    lw_backend base;
+    int32_t index, major, minor, n_sm;
+    char name[64]; /* of the device */
+    cu_queue queue;
+    cublasLtHandle_t blas;
+    cudnnHandle_t dnn;
+    pthread_mutex_t lock;   /* of all below, and of dnn */
+    void *stage[CU_STAGES]; /* pinned memory that uploads go through */
+    cudaEvent_t sent[CU_STAGES];
+    int32_t next_stage;
+    cu_conv_plan *conv_plans; /* by shape, kept until the backend is closed */
+    const lw_tactic *tactics[CU_MAX_TACTICS];
+} cu_backend;
+
+static inline cu_backend *cu_of(lw_backend *backend) { return (cu_backend *)backend; }
+
+/* ---- errors: every failing call becomes LW_EDEVICE (LW_ENOMEM for memory) with its text */
+lw_status cu_fail(const lw_backend *backend, lw_error *err, cudaError_t e, const char *call);
+lw_status cu_fail_blas(const lw_backend *backend, lw_error *err, cublasStatus_t e, const char *call);
+lw_status cu_fail_dnn(const lw_backend *backend, lw_error *err, cudnnStatus_t e, const char *call);
+
+/* Run a fallible call; the test hook can make it fail. */
+#define CU_TRY(backend, err, call)                                                                                     \
+    do {                                                                                                               \
+        cudaError_t cu_e = lw_fault_hit() ? cudaErrorUnknown : (call);                                                 \
+        if (cu_e != cudaSuccess) return cu_fail(backend, err, cu_e, #call);                                            \
+    } while (0)
+#define CU_TRY_BLAS(backend, err, call)                                                                                \
+    do {                                                                                                               \
+        cublasStatus_t cu_e = lw_fault_hit() ? CUBLAS_STATUS_INTERNAL_ERROR : (call);                                  \
+        if (cu_e != CUBLAS_STATUS_SUCCESS) return cu_fail_blas(backend, err, cu_e, #call);                             \
+    } while (0)
+
+/* Makes the backend's device the calling thread's. */
+lw_status cu_enter(lw_backend *backend, lw_error *err);
+static inline cudaStream_t cu_stream(lw_backend *backend, const lw_run *run) {
+    return run->queue ? ((const cu_queue *)run->queue)->stream : cu_of(backend)->queue.stream;
+}
+/* Enters the device and reports a launch: `return cu_launched(backend, op, cu_apply(stream, &args), err)`. */
+lw_status cu_launched(lw_backend *backend, const lw_op *op, cudaError_t e, lw_error *err);
+
+/* ---- views and packs */
+
+/* One along g or n is the same for all of them. */
+static inline cu_view cu_view_at(const lw_run *run, lw_view v) {
+    return (cu_view){.p = lw_at(run, v),
+                     .half = v.dtype == LW_F16,
+                     .g = v.g,
+                     .n = v.n,
+                     .h = v.h,
+                     .w = v.w,
+                     .c = v.c,
+                     .sg = v.g == 1 ? 0 : v.sg,
+                     .sn = v.n == 1 ? 0 : v.sn,
+                     .sh = v.sh,
+                     .sw = v.sw};
+}
+
+static inline bool cu_is_float(const lw_view *v) { return v->dtype == LW_F16 || v->dtype == LW_F32; }
+/* Rows of 8 channels each, that 16-byte accesses can walk. */
+bool cu_is_vectors(const lw_view *v);
+/* Rows of (g, n, h, w) at one stride. */
+bool cu_rows_uniform(const lw_view *v);
+
+/* A matrix as every product reads it: [O][kh][kw][I] of dtype. */
+lw_status cu_want_matrix(lw_params *params, lw_param p, lw_dtype dtype, int32_t *index, lw_error *err);
+/* Plain floats, or index -1 for no parameter. */
+lw_status cu_want_vector(lw_params *params, lw_param p, int32_t *index, lw_error *err);
+
+/* The epilogue with addresses; bias: a plain pack or -1. */
+cu_epilogue cu_epilogue_at(const lw_params *params, const lw_run *run, const lw_epilogue *epi, int32_t bias);
+bool cu_epilogue_fits(const lw_epilogue *epi);
+
+/* Workspaces are 64-byte aligned, libraries want 256: ask for CU_ALIGN more. */
+enum { CU_ALIGN = 256 };
+static inline void *cu_align(void *p) { return (void *)(((uintptr_t)p + CU_ALIGN - 1) & ~(uintptr_t)(CU_ALIGN - 1)); }
+
+void cu_release(void *state); /* lw_free */
+
+/* ---- tactics of each file, NULL-terminated, by preference */
+extern const lw_tactic *const cu_blas_tactics[];
+extern const lw_tactic *const cu_dnn_tactics[];
+extern const lw_tactic *const cu_product_tactics[];
+extern const lw_tactic cu_conv2d_mma; /* one of them: where cuDNN has no engine */
+extern const lw_tactic *const cu_kernel_tactics[];
+extern const lw_tactic *const cu_wide_tactics[]; /* attention that cu_kernel_tactics does not take */
+
+void cu_free_conv_plans(cu_conv_plan *plans);
+
+#endif

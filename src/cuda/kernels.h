@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: MIT
+ * The launchers: what the host code (C11) calls and the .cu files define. Plain structs, passed by value to the
+ * kernels. A launcher checks nothing but the launch: what a kernel can take is decided by the tactic's supports().
+ * Nothing here allocates, copies or waits. Element types: float16 ("half") and float. */
+#ifndef LW_CUDA_KERNELS_H
+#define LW_CUDA_KERNELS_H
+
+#include <cuda_runtime_api.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* lw_view with its address. Strides in elements; p is NULL where there is no view. */
+typedef struct cu_view {
+    void *p;
+    int32_t half; /* float16, else float (bytes and words are known to their kernels) */
+    int32_t g, n, h, w, c;
+    int64_t sg, sn, sh, sw;
+} cu_view;
+
+/* As lw_act. */
+enum { CU_ACT_NONE, CU_ACT_SILU, CU_ACT_GELU, CU_ACT_QUICK_GELU, CU_ACT_GEGLU };
+
+/* y = residual + scale[g,n] * act(x + bias + addend[g,n]); bias is float [c], or [2c] before GEGLU */
+typedef struct cu_epilogue {
+    const float *bias;
+    cu_view addend;
+    int32_t act;
+    const float *scale;
+    int64_t scale_sg, scale_sn;
+    cu_view residual;
+} cu_epilogue;
+
+/* ---- norms and prologues (norm.cu) */
+
+/* out [g,n,1,parts,2c] float: means, then sums of squared deviations, of each part of rows_per_part rows */
+typedef struct cu_stats_args {
+    cu_view in, out;
+    int32_t rows_per_part;
+} cu_stats_args;
+cudaError_t cu_norm_stats(cudaStream_t stream, const cu_stats_args *args);
+
+enum { CU_NORM_NONE, CU_NORM_GROUP, CU_NORM_LAYER };
+
+/* out = up2(act(norm(cat(a, b)))) */
+typedef struct cu_apply_args {
+    cu_view a, b, out;
+    int32_t norm, act, up2;
+    int32_t groups, rows_per_part;
+    cu_view stats_a, stats_b; /* as cu_stats_args.out */
+    const float *gamma, *beta;
+    float eps;
+} cu_apply_args;
+cudaError_t cu_apply(cudaStream_t stream, const cu_apply_args *args);
+
+/* ---- epilogues and small ops (pointwise.cu) */
+
+/* out = epilogue(sum of `splits` tensors at in + i * split_stride); in may be out where splits is 1 */
+typedef struct cu_combine_args {
+    cu_view in, out;
+    int32_t splits;
+    int64_t split_stride; /* elements */
+    cu_epilogue epi;
+} cu_combine_args;
+cudaError_t cu_combine(cudaStream_t stream, const cu_combine_args *args);
+
+/* tokens [n_tokens][c], positions [w][c], of the dtype of out; an id outside the vocabulary gives NaN */
+typedef struct cu_embed_tokens_args {
+    cu_view ids, out;
+    const void *tokens, *positions;
+    int32_t n_tokens;
+} cu_embed_tokens_args;
+cudaError_t cu_embed_tokens(cudaStream_t stream, const cu_embed_tokens_args *args);
+cudaError_t cu_embed_time(cudaStream_t stream, cu_view t, cu_view out);
+cudaError_t cu_pack_u8(cudaStream_t stream, cu_view in, cu_view out, int32_t *status);
+cudaError_t cu_unpack_u8(cudaStream_t stream, cu_view in, cu_view out);
+
+/* lw_advance_args with addresses; rows points to lw_row's words */
+typedef struct cu_advance_args {
+    cu_view eps, net_in;
+    float *x, *h1, *h2, *y; /* dense [n,h,w,8], as noise [k,n,h,w,8] */
+    const void *rows;
+    const float *noise;
+    const float *addend_table, *scale_table;
+    float *addends, *scales;
+    int32_t n_addends, n_scales;
+    int64_t addend_stride, scale_stride;
+    int32_t *status;
+} cu_advance_args;
+cudaError_t cu_advance(cudaStream_t stream, const cu_advance_args *args);
+
+/* ---- attention (attention.cu) */
+
+typedef struct cu_attention_args {
+    cu_view q, k, v, out;
+    int32_t heads;
+    float scale;
+    int32_t causal;
+} cu_attention_args;
+enum { CU_ATTENTION_MAX_D = 160 };
+/* half only, d a multiple of 8 up to CU_ATTENTION_MAX_D */
+cudaError_t cu_attention(cudaStream_t stream, const cu_attention_args *args);
+
+/* p[row][0..n) = softmax(scale * s[row][0..n)), zero up to stride; query i sees keys 0..i where causal */
+typedef struct cu_softmax_args {
+    const float *s;
+    void *p;
+    int32_t half, rows, n, stride, queries, causal; /* row r is query r % queries */
+    float scale;
+} cu_softmax_args;
+cudaError_t cu_softmax(cudaStream_t stream, const cu_softmax_args *args);
+
+/* ---- products (product.cu): implicit matrix product over a window, weights [n_rows][kh][kw][c] */
+
+typedef struct cu_product_args {
+    cu_view in, out; /* out.c is half of n_rows for GEGLU */
+    const void *weights;
+    int32_t n_rows, kh, kw, stride, pad_top, pad_left;
+    cu_epilogue epi;
+    int32_t tile;    /* CU_TILE_… */
+    int32_t splits;  /* of the sum; over 1: */
+    float *partials; /* [splits][rows][n_rows] sums, and a second launch that finishes them */
+} cu_product_args;
+enum { CU_TILE_64, CU_TILE_128, CU_TILE_F32, CU_N_TILES };
+enum { CU_PRODUCT_STEP = 64 }; /* values of the sum in one pipeline step of the half kernels */
+cudaError_t cu_product(cudaStream_t stream, const cu_product_args *args);
+
+/* Whether this build has kernels for the current device. */
+cudaError_t cu_probe(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
