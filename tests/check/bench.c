@@ -117,7 +117,7 @@ static void flush_caches(void) {
 
 enum { MAX_RUNS = 101 };
 
-typedef struct timing { /* milliseconds */
+typedef struct timing {       /* milliseconds */
     double median, best, mad; /* mad: the median distance from the median */
 } timing;
 
@@ -148,9 +148,8 @@ static lw_status time_plan(ck_planned *p, int32_t repeat, timing *out, lw_error 
     return LW_OK;
 }
 
-static lw_status time_case(ck_machine *machine, lw_backend *b, lw_params *params, const ck_case *c,
-                           const ck_image *in, const lw_tactic *t, bool whole, int32_t repeat, lw_cost *cost,
-                           timing *out) {
+static lw_status time_case(ck_machine *machine, lw_backend *b, lw_params *params, const ck_case *c, const ck_image *in,
+                           const lw_tactic *t, bool whole, int32_t repeat, lw_cost *cost, timing *out) {
     ck_planned p;
     lw_error err = {.message = ""};
     lw_status status = ck_plan(&p, b, params, c, &c->m, c->bytes, t, whole, 0, &err);

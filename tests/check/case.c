@@ -43,8 +43,7 @@ void ck_begin(ck_case *c, lw_op_kind kind, lw_dtype dtype) {
     *c = (ck_case){.kind = kind, .dtype = dtype};
     lw_op_views(kind, &c->m, clear_view, NULL);
     ck_op_params(kind, &c->m, clear_param, NULL);
-    if (kind == LW_OP_CONV2D || kind == LW_OP_LINEAR)
-        c->m.product.kh = c->m.product.kw = c->m.product.stride = 1;
+    if (kind == LW_OP_CONV2D || kind == LW_OP_LINEAR) c->m.product.kh = c->m.product.kw = c->m.product.stride = 1;
 }
 
 lw_view ck_view(ck_case *c, lw_dtype dtype, int32_t g, int32_t n, int32_t h, int32_t w, int32_t ch, int32_t how) {
@@ -77,9 +76,11 @@ lw_view ck_residual(ck_case *c, int32_t kind, const lw_view *out) {
 /* ---- prologues */
 
 lw_prologue ck_prologue(ck_case *c, const ck_in *in) {
-    lw_prologue p = {.a = ck_view(c, c->dtype, in->g, in->n, in->h, in->w, in->c, in->how), .b = LW_NO_VIEW,
+    lw_prologue p = {.a = ck_view(c, c->dtype, in->g, in->n, in->h, in->w, in->c, in->how),
+                     .b = LW_NO_VIEW,
                      .norm = {.gamma = LW_NO_PARAM, .beta = LW_NO_PARAM, .stats_a = LW_NO_VIEW, .stats_b = LW_NO_VIEW},
-                     .act = in->act, .up2 = in->up2};
+                     .act = in->act,
+                     .up2 = in->up2};
     if (in->c2) p.b = ck_view(c, c->dtype, in->g, in->n, in->h, in->w, in->c2, in->how2);
     if (in->norm == LW_NORM_NONE) return p;
     p.norm.kind = in->norm;
@@ -99,8 +100,12 @@ lw_prologue ck_prologue(ck_case *c, const ck_in *in) {
 ck_in ck_chance_in(ck_rng *rng) {
     static const int32_t sides[] = {1, 2, 3, 5, 7, 8, 11, 13, 16, 17}, channels[] = {8, 16, 24, 40, 64, 72, 136};
     static const lw_act acts[] = {LW_ACT_NONE, LW_ACT_NONE, LW_ACT_SILU, LW_ACT_GELU, LW_ACT_QUICK_GELU};
-    ck_in in = {.g = 1 + ck_below(rng, 2), .n = 1 + ck_below(rng, 2), .h = sides[ck_below(rng, 10)],
-                .w = sides[ck_below(rng, 10)], .c = channels[ck_below(rng, 7)], .act = acts[ck_below(rng, 5)]};
+    ck_in in = {.g = 1 + ck_below(rng, 2),
+                .n = 1 + ck_below(rng, 2),
+                .h = sides[ck_below(rng, 10)],
+                .w = sides[ck_below(rng, 10)],
+                .c = channels[ck_below(rng, 7)],
+                .act = acts[ck_below(rng, 5)]};
     if (ck_below(rng, 3) == 0) in.c2 = channels[ck_below(rng, 7)];
     in.norm = (lw_norm_kind)ck_below(rng, 3);
     if (in.norm == LW_NORM_LAYER) in.c2 = 0;
@@ -181,8 +186,8 @@ void ck_describe(ck_case *c) {
     case LW_OP_CONV2D:
     case LW_OP_LINEAR: put_product(&t, c); break;
     case LW_OP_ATTENTION:
-        put(&t, "%dx%d q%d k%d heads%d d%d", m->attention.out.g, m->attention.out.n, m->attention.q.w,
-            m->attention.k.w, m->attention.heads, m->attention.q.c / m->attention.heads);
+        put(&t, "%dx%d q%d k%d heads%d d%d", m->attention.out.g, m->attention.out.n, m->attention.q.w, m->attention.k.w,
+            m->attention.heads, m->attention.q.c / m->attention.heads);
         if (m->attention.causal) put(&t, " causal");
         put(&t, " q"), put_how(&t, &m->attention.q);
         put(&t, " k"), put_how(&t, &m->attention.k);

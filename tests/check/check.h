@@ -167,7 +167,7 @@ typedef struct ck_worst {
     const char *tactic;
     lw_dtype dtype;
     int64_t cases, failed;
-    double nmse, bound, max_share; /* max_share: largest error over what is allowed (half types) */
+    double nmse, bound, max_share;     /* max_share: largest error over what is allowed (half types) */
     char shape[224];
     ck_regime regime;
 } ck_worst;
@@ -190,7 +190,7 @@ typedef struct ck_planned {
     int32_t n_tactics, threads;
     const lw_tactic *list[136];
 } ck_planned;
-lw_tensor_source ck_source(uint64_t *seed); /* values from a tensor's name */
+lw_tensor_source ck_source(uint64_t *seed);                          /* values from a tensor's name */
 float *ck_param_values(const ck_case *c, int32_t id, uint64_t seed); /* the same by the case's index; for free */
 void ck_param_name(const ck_case *c, int32_t id, char name[96]);
 /* first: tried before the others; NULL: as the backend is. whole: what is split off may use all of the backend, not the

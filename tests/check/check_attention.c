@@ -13,9 +13,7 @@ typedef struct attention {
     uint32_t regimes;
 } attention;
 
-static lw_view slice(const lw_view *v, int32_t i, int32_t ch) {
-    return lw_view_channels(*v, i * ch, ch);
-}
+static lw_view slice(const lw_view *v, int32_t i, int32_t ch) { return lw_view_channels(*v, i * ch, ch); }
 
 static void add(ck_list *list, lw_dtype dtype, const attention *d, const char *from) {
     ck_case c;
@@ -37,8 +35,10 @@ static void add(ck_list *list, lw_dtype dtype, const attention *d, const char *f
     ck_add(list, &c, d->regimes ? d->regimes : CK_IN(CK_NORMAL), from);
 }
 
-enum { MANY = CK_IN(CK_NORMAL) | CK_IN(CK_UNIFORM) | CK_IN(CK_LARGE) | CK_IN(CK_CONSTANT) | CK_IN(CK_TINY) |
-              CK_IN(CK_DENORMAL) | CK_IN(CK_NAN) | CK_IN(CK_EQUAL) | CK_IN(CK_EXTREME) };
+enum {
+    MANY = CK_IN(CK_NORMAL) | CK_IN(CK_UNIFORM) | CK_IN(CK_LARGE) | CK_IN(CK_CONSTANT) | CK_IN(CK_TINY) |
+           CK_IN(CK_DENORMAL) | CK_IN(CK_NAN) | CK_IN(CK_EQUAL) | CK_IN(CK_EXTREME)
+};
 
 static const attention cases[] = {
     {1, 1, 1, 1, 1, 8, .regimes = MANY},
@@ -71,8 +71,12 @@ static void list_cases(ck_list *list, lw_dtype dtype, int32_t chance) {
     ck_rng rng = {ck_hash("attention", list->seed)};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) add(list, dtype, &cases[i], "list");
     for (int32_t i = 0; i < chance; i++) {
-        attention d = {.g = 1 + ck_below(&rng, 2), .n = 1 + ck_below(&rng, 2), .q = 1 + ck_below(&rng, 90),
-                       .k = 1 + ck_below(&rng, 600), .heads = 1 + ck_below(&rng, 3), .d = sizes[ck_below(&rng, 10)]};
+        attention d = {.g = 1 + ck_below(&rng, 2),
+                       .n = 1 + ck_below(&rng, 2),
+                       .q = 1 + ck_below(&rng, 90),
+                       .k = 1 + ck_below(&rng, 600),
+                       .heads = 1 + ck_below(&rng, 3),
+                       .d = sizes[ck_below(&rng, 10)]};
         d.causal = ck_below(&rng, 3) == 0;
         if (d.causal) d.k = d.q;
         d.heads *= d.d % 8 ? 2 : 1; /* views begin at 16 bytes whatever the type */

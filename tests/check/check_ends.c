@@ -214,8 +214,7 @@ static void truth_advance(const ck_case *c, const ck_image *in, ck_outputs *out)
             double h = (double)r->h_x * v[0] + (double)r->h_e * e;
             double to = (double)r->x_x * v[0] + (double)r->x_e * e + (double)r->x_h[0] * h + (double)r->x_h[1] * v[1] +
                         (double)r->x_h[2] * v[2] + (double)r->x_y * v[3];
-            if (r->noise >= 0)
-                to += (double)r->x_n * ck_load(ck_at(in, m->noise), LW_F32, (int64_t)r->noise * n + i);
+            if (r->noise >= 0) to += (double)r->x_n * ck_load(ck_at(in, m->noise), LW_F32, (int64_t)r->noise * n + i);
             double carry = (double)r->y_x * v[0] + (double)r->y_e * e + (double)r->y_h[0] * h +
                            (double)r->y_h[1] * v[1] + (double)r->y_h[2] * v[2] + (double)r->y_y * v[3];
             v[2] = v[1], v[1] = h, v[0] = to, v[3] = carry;
@@ -238,12 +237,12 @@ static void truth_advance(const ck_case *c, const ck_image *in, ck_outputs *out)
     out->value[last][3] = status[3];
 }
 
-const ck_op ck_op_embed_tokens = {.cases = tokens_cases, .fill = fill_tokens, .truth = truth_tokens, .nmse_f32 = 1e-10,
-                                  .nmse_half = 5e-7};
-const ck_op ck_op_embed_time = {.cases = time_cases, .fill = fill_time, .truth = truth_time, .nmse_f32 = 1e-10,
-                                .nmse_half = 5e-7};
+const ck_op ck_op_embed_tokens = {
+    .cases = tokens_cases, .fill = fill_tokens, .truth = truth_tokens, .nmse_f32 = 1e-10, .nmse_half = 5e-7};
+const ck_op ck_op_embed_time = {
+    .cases = time_cases, .fill = fill_time, .truth = truth_time, .nmse_f32 = 1e-10, .nmse_half = 5e-7};
 const ck_op ck_op_pack_u8 = {.cases = pack_cases, .fill = fill_pack, .truth = truth_pack, .exact = true};
-const ck_op ck_op_unpack_u8 = {.cases = unpack_cases, .fill = fill_pack, .truth = truth_pack, .nmse_f32 = 1e-10,
-                               .nmse_half = 5e-7};
-const ck_op ck_op_advance = {.cases = advance_cases, .fill = fill_advance, .truth = truth_advance, .nmse_f32 = 1e-10,
-                             .nmse_half = 5e-7};
+const ck_op ck_op_unpack_u8 = {
+    .cases = unpack_cases, .fill = fill_pack, .truth = truth_pack, .nmse_f32 = 1e-10, .nmse_half = 5e-7};
+const ck_op ck_op_advance = {
+    .cases = advance_cases, .fill = fill_advance, .truth = truth_advance, .nmse_f32 = 1e-10, .nmse_half = 5e-7};

@@ -47,9 +47,9 @@ static void truth_stats(const ck_case *c, const ck_image *in, ck_outputs *out) {
             double sum = 0, squares = 0, *to = out->value[0] + (int64_t)i * 2 * m->in.c + ch;
             for (int pass = 0; pass < 2; pass++)
                 for (int32_t r = first; r < first + m->rows_per_part && r < rows; r++) {
-                    double v = ck_load(base, m->in.dtype,
-                                       lw_view_index(&m->in, i / parts / m->in.n, i / parts % m->in.n, r / m->in.w,
-                                                     r % m->in.w) + ch);
+                    double v = ck_load(
+                        base, m->in.dtype,
+                        lw_view_index(&m->in, i / parts / m->in.n, i / parts % m->in.n, r / m->in.w, r % m->in.w) + ch);
                     if (pass == 0) sum += v, count++;
                     else squares += (v - sum / count) * (v - sum / count);
                 }
@@ -74,8 +74,8 @@ static void apply_cases(ck_list *list, lw_dtype dtype, int32_t chance) {
     static const lw_act acts[] = {LW_ACT_NONE, LW_ACT_SILU, LW_ACT_GELU, LW_ACT_QUICK_GELU};
     ck_rng rng = {ck_hash("apply", list->seed)};
     for (int32_t i = 0; i < 4 * 3; i++) {
-        ck_in in = {.g = 2, .n = 1, .h = 11, .w = 7, .c = 24, .norm = (lw_norm_kind)(i % 3), .groups = 4,
-                    .act = acts[i / 3]};
+        ck_in in = {
+            .g = 2, .n = 1, .h = 11, .w = 7, .c = 24, .norm = (lw_norm_kind)(i % 3), .groups = 4, .act = acts[i / 3]};
         add_apply(list, dtype, &in, 0, MANY | CK_IN(CK_DENORMAL) | CK_IN(CK_NAN), "list");
         in.how = CK_SHARED_G;
         in.up2 = true;
@@ -129,16 +129,22 @@ static void combine_cases(ck_list *list, lw_dtype dtype, int32_t chance) {
     ck_rng rng = {ck_hash("combine", list->seed)};
     for (int32_t act = LW_ACT_NONE; act <= LW_ACT_GEGLU; act++)
         for (int32_t residual = 0; residual < 5; residual++) {
-            combined d = {.in = {.g = 2, .n = 2, .h = 5, .w = 7, .c = 8 + 8 * residual}, .act = (lw_act)act,
-                          .residual = residual, .addend = residual % 2, .scale = residual > 1,
+            combined d = {.in = {.g = 2, .n = 2, .h = 5, .w = 7, .c = 8 + 8 * residual},
+                          .act = (lw_act)act,
+                          .residual = residual,
+                          .addend = residual % 2,
+                          .scale = residual > 1,
                           .out_how = residual == 3 ? CK_SLICE : 0};
             d.addend_how = residual == 1 ? CK_SHARED_G | CK_SHARED_N : 0;
             add_combine(list, dtype, &d, residual == 1 ? MANY | CK_IN(CK_DENORMAL) | CK_IN(CK_NAN) : CK_IN(CK_NORMAL),
                         "list");
         }
     for (int32_t i = 0; i < chance; i++) {
-        combined d = {.in = ck_chance_in(&rng), .addend = ck_below(&rng, 2), .scale = ck_below(&rng, 2),
-                      .residual = ck_below(&rng, 5), .act = (lw_act)ck_below(&rng, 5)};
+        combined d = {.in = ck_chance_in(&rng),
+                      .addend = ck_below(&rng, 2),
+                      .scale = ck_below(&rng, 2),
+                      .residual = ck_below(&rng, 5),
+                      .act = (lw_act)ck_below(&rng, 5)};
         d.addend_how = ck_below(&rng, 4) * CK_SHARED_G;
         d.out_how = ck_below(&rng, 2) ? 0 : CK_PADDED;
         add_combine(list, dtype, &d, CK_IN(ck_below(&rng, CK_CONSTANT)), "chance");
@@ -150,7 +156,7 @@ static void fill_combine(ck_fill *f) {
     ck_fill_epilogue(f, &f->c->m.combine.epi);
 }
 
-const ck_op ck_op_norm_stats = {.cases = stats_cases, .fill = fill_stats, .truth = truth_stats, .nmse_f32 = 1e-10,
-                                .nmse_half = 5e-7};
+const ck_op ck_op_norm_stats = {
+    .cases = stats_cases, .fill = fill_stats, .truth = truth_stats, .nmse_f32 = 1e-10, .nmse_half = 5e-7};
 const ck_op ck_op_apply = {.cases = apply_cases, .fill = fill_apply, .nmse_f32 = 1e-10, .nmse_half = 5e-7};
 const ck_op ck_op_combine = {.cases = combine_cases, .fill = fill_combine, .nmse_f32 = 1e-10, .nmse_half = 5e-7};

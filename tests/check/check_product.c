@@ -4,15 +4,14 @@
  * what the planner makes of each field is checked too. */
 #include "check.h"
 
-
 typedef struct product {
     ck_in in;
     int32_t o, kernel, stride;
     bool no_bias, addend, scale;
     int32_t addend_how; /* CK_SHARED_G, CK_SHARED_N */
     lw_act act;
-    int32_t residual;             /* see ck_residual */
-    int32_t shortcut, shortcut2;  /* channels */
+    int32_t residual;            /* see ck_residual */
+    int32_t shortcut, shortcut2; /* channels */
     int32_t out_how;
     uint32_t regimes; /* 0: normal */
 } product;
@@ -56,9 +55,14 @@ static void conv_shapes(ck_list *list, lw_dtype dtype) {
     for (size_t s = 0; s < sizeof sides / sizeof *sides; s++)
         for (size_t k = 0; k < sizeof channels / sizeof *channels; k++)
             for (int32_t way = 0; way < 4; way++) {
-                product d = {.in = {.g = 1, .n = 1 + (int32_t)(s + k) % 2, .h = sides[s][0], .w = sides[s][1],
+                product d = {.in = {.g = 1,
+                                    .n = 1 + (int32_t)(s + k) % 2,
+                                    .h = sides[s][0],
+                                    .w = sides[s][1],
                                     .c = channels[k][0]},
-                             .o = channels[k][1], .kernel = way & 1 ? 3 : 1, .stride = way & 2 ? 2 : 1};
+                             .o = channels[k][1],
+                             .kernel = way & 1 ? 3 : 1,
+                             .stride = way & 2 ? 2 : 1};
                 if (s == 4 && k == 2) d.regimes = MANY | CK_IN(CK_DENORMAL) | CK_IN(CK_NAN);
                 add(list, LW_OP_CONV2D, dtype, &d, "list");
             }
@@ -70,7 +74,9 @@ static const product fields[] = {
     {.in = {.n = 3, .how = SHARED_ALL}, .o = 24, .kernel = 3},
     {.in = {.how = CK_SLICE}, .o = 24, .kernel = 3},
     {.in = {.how = CK_PADDED}, .o = 24, .kernel = 3},
-    {.in = {.norm = LW_NORM_GROUP, .groups = 4, .act = LW_ACT_SILU}, .o = 24, .kernel = 3,
+    {.in = {.norm = LW_NORM_GROUP, .groups = 4, .act = LW_ACT_SILU},
+     .o = 24,
+     .kernel = 3,
      .regimes = MANY | CK_IN(CK_NAN)},
     {.in = {.c = 16, .c2 = 40, .norm = LW_NORM_GROUP, .groups = 2, .act = LW_ACT_SILU}, .o = 24, .kernel = 3},
     {.in = {.c = 32, .c2 = 32, .norm = LW_NORM_GROUP, .groups = 8, .how = CK_SHARED_G}, .o = 24, .kernel = 1},
@@ -79,12 +85,20 @@ static const product fields[] = {
     {.in = {.act = LW_ACT_GELU}, .o = 24, .kernel = 1},
     {.in = {.up2 = true}, .o = 24, .kernel = 3},
     {.in = {.h = 1, .w = 1, .up2 = true}, .o = 8, .kernel = 3},
-    {.in = {.up2 = true, .norm = LW_NORM_GROUP, .groups = 3, .act = LW_ACT_SILU, .how = CK_SHARED_G}, .o = 24, .kernel = 3,
+    {.in = {.up2 = true, .norm = LW_NORM_GROUP, .groups = 3, .act = LW_ACT_SILU, .how = CK_SHARED_G},
+     .o = 24,
+     .kernel = 3,
      .stride = 2},
     {.in = {.n = 1}, .o = 40, .kernel = 3, .addend = true},
     {.in = {.n = 2}, .o = 40, .kernel = 3, .addend = true, .addend_how = SHARED_ALL},
     {.in = {.n = 2}, .o = 40, .kernel = 3, .addend = true, .addend_how = CK_SHARED_G},
-    {.in = {.n = 1}, .o = 40, .kernel = 1, .addend = true, .addend_how = SHARED_ALL, .act = LW_ACT_SILU, .no_bias = true},
+    {.in = {.n = 1},
+     .o = 40,
+     .kernel = 1,
+     .addend = true,
+     .addend_how = SHARED_ALL,
+     .act = LW_ACT_SILU,
+     .no_bias = true},
     {.in = {.n = 1}, .o = 40, .kernel = 3, .act = LW_ACT_SILU, .regimes = MANY},
     {.in = {.n = 1}, .o = 40, .kernel = 1, .act = LW_ACT_GELU, .regimes = MANY},
     {.in = {.n = 1}, .o = 40, .kernel = 1, .act = LW_ACT_QUICK_GELU, .regimes = MANY},
@@ -102,11 +116,21 @@ static const product fields[] = {
     {.in = {.n = 2}, .o = 40, .kernel = 3, .out_how = CK_PADDED, .addend = true, .act = LW_ACT_SILU},
     {.in = {.n = 2}, .o = 40, .kernel = 1, .out_how = CK_SLICE | CK_PADDED},
     {.in = {.norm = LW_NORM_GROUP, .groups = 4, .act = LW_ACT_SILU}, .o = 40, .kernel = 3, .shortcut = 16},
-    {.in = {.norm = LW_NORM_GROUP, .groups = 4, .act = LW_ACT_SILU}, .o = 40, .kernel = 3, .shortcut = 16, .shortcut2 = 24,
+    {.in = {.norm = LW_NORM_GROUP, .groups = 4, .act = LW_ACT_SILU},
+     .o = 40,
+     .kernel = 3,
+     .shortcut = 16,
+     .shortcut2 = 24,
      .regimes = MANY},
     {.in = {.n = 2}, .o = 40, .kernel = 3, .shortcut = 24, .addend = true, .act = LW_ACT_SILU, .scale = true},
-    {.in = {.c2 = 8, .norm = LW_NORM_GROUP, .groups = 4, .act = LW_ACT_SILU}, .o = 40, .kernel = 3, .addend = true,
-     .act = LW_ACT_GELU, .scale = true, .residual = 2, .out_how = CK_SLICE},
+    {.in = {.c2 = 8, .norm = LW_NORM_GROUP, .groups = 4, .act = LW_ACT_SILU},
+     .o = 40,
+     .kernel = 3,
+     .addend = true,
+     .act = LW_ACT_GELU,
+     .scale = true,
+     .residual = 2,
+     .out_how = CK_SLICE},
 };
 
 /* What a line does not say: two guidance passes of one sample, 9x7 pixels, 24 channels. */
@@ -155,12 +179,14 @@ static void conv_cases(ck_list *list, lw_dtype dtype, int32_t chance) {
 }
 
 static void linear_cases(ck_list *list, lw_dtype dtype, int32_t chance) {
-    static const int32_t rows[] = {1, 2, 3, 15, 16, 17, 77, 154, 257}, io[][2] = {{8, 8}, {40, 24}, {72, 136}, {320, 64}};
+    static const int32_t rows[] = {1, 2, 3, 15, 16, 17, 77, 154, 257},
+                         io[][2] = {{8, 8}, {40, 24}, {72, 136}, {320, 64}};
     ck_rng rng = {ck_hash("linear", list->seed)};
     for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
         for (size_t k = 0; k < sizeof io / sizeof *io; k++) {
             product d = {.in = {.g = 1 + (int32_t)(r + k) % 2, .n = 1, .h = 1, .w = rows[r], .c = io[k][0]},
-                         .o = io[k][1], .no_bias = k == 1};
+                         .o = io[k][1],
+                         .no_bias = k == 1};
             if (r == 6 && k == 2) d.regimes = MANY | CK_IN(CK_DENORMAL) | CK_IN(CK_NAN);
             add(list, LW_OP_LINEAR, dtype, &d, "list");
         }

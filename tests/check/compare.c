@@ -134,8 +134,8 @@ static void judge(const ck_op *op, const ck_outputs *truth, const ck_outputs *na
             double atol = dtype == LW_F16 ? 1e-5 : 1e-6, share = e.max / (2 * base.max + atol);
             if (share > out->max_share) out->max_share = share;
             if (share > 1)
-                out->status = lw_fail(&out->err, LW_EINTERNAL, "output %d: largest error %.3g, naive %.3g", i, e.max,
-                                      base.max);
+                out->status =
+                    lw_fail(&out->err, LW_EINTERNAL, "output %d: largest error %.3g, naive %.3g", i, e.max, base.max);
         }
         if (bound == 0 ? e.max > out->nmse : e.nmse * out->bound >= out->nmse * bound || out->bound == 0)
             out->nmse = bound == 0 ? e.max : e.nmse, out->bound = bound;
@@ -218,8 +218,7 @@ static lw_status same_values(const ck_outputs *a, const ck_outputs *b, const cha
 
 static lw_status copy_image(ck_image *to, const ck_image *from, lw_error *err) {
     if (!ck_image_make(to, from->bytes, from->n)) return lw_fail(err, LW_ENOMEM, "no memory for a case");
-    for (int32_t i = 0; i < from->n; i++)
-        memcpy(to->buffer[i], from->buffer[i], (size_t)from->bytes[i] + 2 * CK_GUARD);
+    for (int32_t i = 0; i < from->n; i++) memcpy(to->buffer[i], from->buffer[i], (size_t)from->bytes[i] + 2 * CK_GUARD);
     return LW_OK;
 }
 
@@ -298,8 +297,8 @@ static bool not_taken(const ck_machine *machine, const verdict *v) {
            strstr(v->err.message, "has no tactic for it");
 }
 
-static void check_tactic(ck_machine *machine, lw_params *params, const ck_case *c, ck_regime regime,
-                         const ck_image *in, const lw_tactic *t, const ck_outputs *truth, const ck_outputs *naive) {
+static void check_tactic(ck_machine *machine, lw_params *params, const ck_case *c, ck_regime regime, const ck_image *in,
+                         const lw_tactic *t, const ck_outputs *truth, const ck_outputs *naive) {
     ck_outputs out = {0};
     verdict v = {0};
     bool used = true;
@@ -364,8 +363,7 @@ static bool spreads_nan(const ck_machine *machine, const ck_case *c) {
 
 void ck_check_case(ck_machine *machine, const ck_case *c) {
     for (int r = 0; r < CK_N_REGIMES; r++)
-        if (c->regimes & CK_IN(r) && !(r == CK_NAN && spreads_nan(machine, c)))
-            check_regime(machine, c, (ck_regime)r);
+        if (c->regimes & CK_IN(r) && !(r == CK_NAN && spreads_nan(machine, c))) check_regime(machine, c, (ck_regime)r);
 }
 
 void ck_print_worst(void) {

@@ -75,8 +75,8 @@ void ck_store(void *p, lw_dtype dtype, int64_t i, double v) {
 /* ---- values */
 
 const char *ck_regime_name(ck_regime regime) {
-    static const char *const names[] = {"normal", "uniform", "large",      "constant", "tiny",
-                                        "denormal", "nan", "equal-keys", "extreme"};
+    static const char *const names[] = {"normal",   "uniform", "large",      "constant", "tiny",
+                                        "denormal", "nan",     "equal-keys", "extreme"};
     return names[regime];
 }
 
@@ -118,7 +118,8 @@ void ck_fill_stats(ck_fill *f, const lw_view *stats, const lw_view *of, int32_t 
         for (int32_t n = 0; n < (stats->sn ? stats->n : 1); n++)
             for (int32_t part = 0; part < stats->w; part++)
                 for (int32_t c = 0; c < of->c; c++) {
-                    int32_t first = part * rows_per_part, last = first + rows_per_part < rows ? first + rows_per_part : rows;
+                    int32_t first = part * rows_per_part,
+                            last = first + rows_per_part < rows ? first + rows_per_part : rows;
                     double mean = 0, squares = 0;
                     for (int32_t r = first; r < last; r++)
                         mean += ck_load(in, of->dtype, lw_view_index(of, g, n, r / of->w, r % of->w) + c);
@@ -171,7 +172,7 @@ static lw_status source_read(void *user, const char *name, float *dst, lw_error 
     uint64_t state = ck_hash(name, *(const uint64_t *)user);
     double mean = *name == 'g' ? 1 : 0, deviation = *name == 'g' || *name == 'b' ? 0.1 : 1;
     if (*name == 'w') deviation = 1 / sqrt((double)(d[1] * d[2] * d[3])); /* outputs as large as inputs */
-    for (int64_t i = 0; i < d[0] * d[1] * d[2] * d[3]; i++) { /* rounded as a device stores them */
+    for (int64_t i = 0; i < d[0] * d[1] * d[2] * d[3]; i++) {             /* rounded as a device stores them */
         float value = (float)(mean + deviation * normal_of(ck_mix(state + (uint64_t)i)));
         dst[i] = lw_f16_to_f32(lw_f32_to_f16(value));
     }

@@ -78,8 +78,12 @@ static lw_status allocate(ck_planned *p, lw_error *err) {
 
 lw_status ck_plan(ck_planned *p, lw_backend *backend, lw_params *params, const ck_case *c, const lw_args *m,
                   const int64_t *bytes, const lw_tactic *first, bool whole, int32_t threads, lw_error *err) {
-    *p = (ck_planned){.backend = backend, .params = params, .n_buffers = c->n_buffers, .tactics = backend->tactics,
-                      .n_tactics = backend->n_tactics, .threads = backend->threads};
+    *p = (ck_planned){.backend = backend,
+                      .params = params,
+                      .n_buffers = c->n_buffers,
+                      .tactics = backend->tactics,
+                      .n_tactics = backend->n_tactics,
+                      .threads = backend->threads};
     memcpy(p->bytes, bytes, (size_t)c->n_buffers * sizeof *bytes);
     restrict_tactics(p, first, whole);
     if (threads) backend->threads = threads;

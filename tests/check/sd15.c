@@ -40,10 +40,9 @@ static void tensor(header *h, int64_t o, int64_t i, int64_t k, const char *forma
         h->text = grown;
         h->cap = cap;
     }
-    h->used += (size_t)snprintf(h->text + h->used, h->cap - h->used,
-                                "%s\"%s\":{\"dtype\":\"F16\",\"shape\":[%s],\"data_offsets\":[%llu,%llu]}",
-                                h->data ? "," : "{", name, shape, (unsigned long long)h->data,
-                                (unsigned long long)(h->data + bytes));
+    h->used += (size_t)snprintf(
+        h->text + h->used, h->cap - h->used, "%s\"%s\":{\"dtype\":\"F16\",\"shape\":[%s],\"data_offsets\":[%llu,%llu]}",
+        h->data ? "," : "{", name, shape, (unsigned long long)h->data, (unsigned long long)(h->data + bytes));
     h->data += bytes;
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Cases from recorded networks: every program of a model is recorded as the library records it, and each of its ops
- * becomes a case, with its views moved to buffers of its own. A product's prologue and epilogue become apply and combine
- * cases as well, as the planner makes them where a tactic does not take them. */
+ * becomes a case, with its views moved to buffers of its own. A product's prologue and epilogue become apply and
+ * combine cases as well, as the planner makes them where a tactic does not take them. */
 #include "check.h"
 
 #include <stdio.h>
@@ -77,8 +77,14 @@ static void add_parts(ck_list *list, const lw_params *params, const lw_product_a
     const lw_prologue *in = &p->in;
     lw_args part = {0};
     int32_t up = in->up2 ? 2 : 1, c = in->a.c + (lw_view_is(in->b) ? in->b.c : 0), free_buffer = 1 << 20;
-    lw_view made = {.buf = free_buffer, .dtype = in->a.dtype, .g = p->out.g, .n = p->out.n, .h = in->a.h * up,
-                    .w = in->a.w * up, .c = c, .sw = c};
+    lw_view made = {.buf = free_buffer,
+                    .dtype = in->a.dtype,
+                    .g = p->out.g,
+                    .n = p->out.n,
+                    .h = in->a.h * up,
+                    .w = in->a.w * up,
+                    .c = c,
+                    .sw = c};
     made.sh = made.sw * made.w, made.sn = made.sh * made.h, made.sg = made.sn * made.n;
     if (lw_view_is(in->b) || in->norm.kind || in->act || in->up2) {
         part.apply = (lw_apply_args){.in = *in, .out = made};
@@ -114,7 +120,13 @@ static bool add_model(ck_list *list, lw_model *model, const char *from, lw_dtype
     lw_params *params = NULL;
     lw_program *p;
     bool fine = true;
-    lw_step_shape shape = {.g = 2, .n = 1, .h = h, .w = w, .n_controls = model->n_controls, .rows = 20, .n_noise = 1,
+    lw_step_shape shape = {.g = 2,
+                           .n = 1,
+                           .h = h,
+                           .w = w,
+                           .n_controls = model->n_controls,
+                           .rows = 20,
+                           .n_noise = 1,
                            .controls = (1u << model->n_controls) - 1};
     if (lw_params_new(&params, &source, NULL) != LW_OK) return false;
     if ((p = lw_program_new("text", params, act))) {

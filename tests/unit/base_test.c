@@ -66,7 +66,8 @@ static void test_f16_rounding(void **state) {
     assert_int_equal(lw_f32_to_f16(1e30f), 0x7c00);
     assert_int_equal(lw_f32_to_f16(-0.0f), 0x8000);
     assert_int_equal(lw_f32_to_f16(float_of(1)), 0);
-    assert_true(isnan(lw_f16_to_f32(lw_f32_to_f16(float_of(0x7f800001))))); /* NaN whose high bits are those of infinity */
+    assert_true(
+        isnan(lw_f16_to_f32(lw_f32_to_f16(float_of(0x7f800001))))); /* NaN whose high bits are those of infinity */
 }
 
 static void test_bf16(void **state) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * Recording and planning: memory is laid out without overlaps, what a tactic does not take is split off and computes the
- * same, parameters are what their expressions say, a run allocates nothing, and no allocation that fails leaks. */
+ * Recording and planning: memory is laid out without overlaps, what a tactic does not take is split off and computes
+ * the same, parameters are what their expressions say, a run allocates nothing, and no allocation that fails leaks. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -308,8 +308,8 @@ static void record_random(lw_program *p, int32_t n_ops) {
         case 0: {
             lw_args *m = lw_rec_op(p, LW_OP_APPLY, "apply");
             lw_view out = lw_rec_temp(p, LW_F32, 1, 1, 4, 4, a.c);
-            m->apply.in = (lw_prologue){.a = a, .b = LW_NO_VIEW, .act = LW_ACT_SILU,
-                                        .norm = {.stats_a = LW_NO_VIEW, .stats_b = LW_NO_VIEW}};
+            m->apply.in = (lw_prologue){
+                .a = a, .b = LW_NO_VIEW, .act = LW_ACT_SILU, .norm = {.stats_a = LW_NO_VIEW, .stats_b = LW_NO_VIEW}};
             m->apply.out = out;
             made[n++] = out;
             break;
@@ -321,7 +321,9 @@ static void record_random(lw_program *p, int32_t n_ops) {
             lw_args *m = lw_rec_op(p, LW_OP_CONV2D, "conv");
             snprintf(name, sizeof name, "w.%d.%d.1.1", c, a.c);
             lw_product_args *q = &m->product;
-            q->in = (lw_prologue){.a = a, .b = LW_NO_VIEW, .act = below(2) ? LW_ACT_SILU : LW_ACT_NONE,
+            q->in = (lw_prologue){.a = a,
+                                  .b = LW_NO_VIEW,
+                                  .act = below(2) ? LW_ACT_SILU : LW_ACT_NONE,
                                   .norm = {.stats_a = LW_NO_VIEW, .stats_b = LW_NO_VIEW}};
             q->w = lw_rec_take(p, name, 0, 0, 0, 0);
             q->epi.act = below(2) ? LW_ACT_GELU : LW_ACT_NONE;
@@ -402,14 +404,20 @@ static void record_product(lw_program *p, const variant *v) {
     lw_args *m = lw_rec_op(p, LW_OP_CONV2D, "product");
     if (!m) return;
     lw_product_args *q = &m->product;
-    q->in = (lw_prologue){.a = a, .b = LW_NO_VIEW, .norm = {.gamma = LW_NO_PARAM, .beta = LW_NO_PARAM,
-                                                            .stats_a = LW_NO_VIEW, .stats_b = LW_NO_VIEW}};
+    q->in = (lw_prologue){
+        .a = a,
+        .b = LW_NO_VIEW,
+        .norm = {.gamma = LW_NO_PARAM, .beta = LW_NO_PARAM, .stats_a = LW_NO_VIEW, .stats_b = LW_NO_VIEW}};
     if (v->prologue) {
         q->in.a = lw_view_guidance(a, G);
         q->in.act = LW_ACT_SILU;
         q->in.up2 = true;
-        q->in.norm = (lw_norm){.kind = LW_NORM_GROUP, .groups = 4, .eps = 1e-5f, .stats_b = LW_NO_VIEW,
-                               .stats_a = lw_view_guidance(stats, G), .rows_per_part = lw_rows_per_part(H * H / 4),
+        q->in.norm = (lw_norm){.kind = LW_NORM_GROUP,
+                               .groups = 4,
+                               .eps = 1e-5f,
+                               .stats_b = LW_NO_VIEW,
+                               .stats_a = lw_view_guidance(stats, G),
+                               .rows_per_part = lw_rows_per_part(H * H / 4),
                                .gamma = lw_rec_take(p, "gamma.16.1.1.1", 0, 0, 0, 0),
                                .beta = lw_rec_take(p, "beta.16.1.1.1", 0, 0, 0, 0)};
     }
@@ -605,8 +613,8 @@ static void test_members_at_once(void **state) {
 
 /* ---- running, and memory that is not there */
 
-static const variant everything = {.prologue = true, .addend = true, .act = LW_ACT_SILU, .scale = true,
-                                   .shortcut = true};
+static const variant everything = {
+    .prologue = true, .addend = true, .act = LW_ACT_SILU, .scale = true, .shortcut = true};
 
 static lw_status make_all(lw_backend *b, bool run, long *calls, lw_error *err) {
     lw_params *params = NULL;

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: MIT
+ * The fp32 loops of every instruction set that this CPU has, each against the formulas in double: lw_check sees only
+ * the widest. Lengths run over every vector tail. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cpu/kernels.h"
+#include "cpu/ref/ref.h"
+
+enum { MAX = 600 };
+
+static const lw_kernels *table(int i) {
+    if (i == 0) return &lw_kernels_baseline;
+#if defined(__x86_64__)
+    if (i == 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &lw_kernels_avx2;
+    if (i == 2 && lw_cpu_kernels() == &lw_kernels_avx512) return &lw_kernels_avx512;
+#endif
+    return NULL;
+}
+
+static uint32_t state32 = 1;
+static float draw(void) {
+    state32 = state32 * 1664525u + 1013904223u;
+    return (float)(state32 >> 8) / (float)(1 << 22) - 2;
+}
+static void draw_all(float *v, int n) {
+    for (int i = 0; i < n; i++) v[i] = draw();
+}
+
+static void expect_near(const lw_kernels *k, const char *what, int32_t c, const float *got, const double *want, int n) {
+    double diff = 0, sum = 1e-30;
+    for (int i = 0; i < n; i++) {
+        diff += ((double)got[i] - want[i]) * ((double)got[i] - want[i]);
+        sum += want[i] * want[i];
+    }
+    if (!(diff <= 1e-10 * sum)) fail_msg("%s: %s of %d: NMSE %g", k->name, what, c, diff / sum);
+    assert_true(isnan(got[n])); /* nothing is written behind the last */
+}
+
+static const lw_act acts[] = {LW_ACT_NONE, LW_ACT_SILU, LW_ACT_GELU, LW_ACT_QUICK_GELU};
+
+static void check_rows(const lw_kernels *k, int32_t c) {
+    static float x[2 * MAX], a[2 * MAX], b[2 * MAX], got[2 * MAX + 1];
+    static double want[2 * MAX];
+    draw_all(x, 2 * c);
+    draw_all(a, 2 * c);
+    draw_all(b, 2 * c);
+    for (int t = 0; t < 4; t++)
+        for (int affine = 0; affine < 2; affine++) {
+            got[c] = NAN;
+            k->affine_act(x, affine ? a : NULL, affine ? b : NULL, acts[t], c, got);
+            for (int i = 0; i < c; i++)
+                want[i] = ref_act(acts[t], affine ? (double)x[i] * (double)a[i] + (double)b[i] : (double)x[i]);
+            expect_near(k, "affine_act", c, got, want, c);
+        }
+    double mean = 0, squares = 0;
+    for (int i = 0; i < c; i++) mean += (double)x[i] / c;
+    for (int i = 0; i < c; i++) squares += ((double)x[i] - mean) * ((double)x[i] - mean);
+    for (int i = 0; i < c; i++)
+        want[i] = ref_act(LW_ACT_SILU, ((double)x[i] - mean) / sqrt(squares / c + 1e-5) * (double)a[i] + (double)b[i]);
+    got[c] = NAN;
+    k->layer_norm(x, a, b, 1e-5f, LW_ACT_SILU, c, got);
+    expect_near(k, "layer_norm", c, got, want, c);
+    for (int t = 0; t < 5; t++)
+        for (int fields = 0; fields < 4; fields++) {
+            lw_act act = t < 4 ? acts[t] : LW_ACT_GEGLU;
+            const float *addend = fields & 1 ? a : NULL, *residual = fields & 2 ? b : NULL;
+            got[c] = NAN;
+            k->combine(x, addend, act, 0.75f, residual, c, got);
+            for (int i = 0; i < c; i++) {
+                double v = (double)x[i] + (addend ? (double)a[i] : 0),
+                       gate = (double)x[c + i] + (addend ? (double)a[c + i] : 0);
+                v = act == LW_ACT_GEGLU ? v * ref_act(LW_ACT_GELU, gate) : ref_act(act, v);
+                want[i] = 0.75 * v + (residual ? (double)b[i] : 0);
+            }
+            expect_near(k, "combine", c, got, want, c);
+        }
+}
+
+static void check_stats(const lw_kernels *k, int32_t rows, int32_t c) {
+    static float x[64 * 40], mean[41], squares[41];
+    double want_mean[40], want_squares[40];
+    int64_t stride = c + 3;
+    draw_all(x, (int)(rows * stride));
+    mean[c] = squares[c] = NAN;
+    k->stats(x, stride, rows, c, mean, squares);
+    for (int i = 0; i < c; i++) {
+        want_mean[i] = want_squares[i] = 0;
+        for (int r = 0; r < rows; r++) want_mean[i] += (double)x[r * stride + i] / rows;
+        for (int r = 0; r < rows; r++) want_squares[i] += pow((double)x[r * stride + i] - want_mean[i], 2);
+    }
+    expect_near(k, "mean", c, mean, want_mean, c);
+    expect_near(k, "squares", c, squares, want_squares, c);
+}
+
+static void check_attention(const lw_kernels *k, int32_t len, int32_t d, int32_t rows, int32_t first_row) {
+    int32_t lp = (len + k->width - 1) / k->width * k->width, dp = (d + k->width - 1) / k->width * k->width;
+    float *q = lw_alloc((size_t)(rows * d), 4), *key = lw_alloc((size_t)(len * d), 4),
+          *v = lw_alloc((size_t)(len * d), 4);
+    float *kt = lw_alloc_aligned((size_t)(d * lp) * 4), *vp = lw_alloc_aligned((size_t)(lp * dp) * 4);
+    float *got = lw_alloc((size_t)(rows * d + 1), 4);
+    double *want = lw_alloc((size_t)(rows * d), 8), scale = 1 / sqrt((double)d);
+    draw_all(q, rows * d);
+    draw_all(key, len * d);
+    draw_all(v, len * d);
+    got[rows * d] = NAN;
+    k->pack_kv(key, d, v, d, len, d, kt, vp);
+    k->attention_block(q, d, rows, kt, vp, len, d, (float)scale, first_row, got, d);
+    for (int r = 0; r < rows; r++) {
+        double sum = 0;
+        for (int t = 0; t < len && (first_row < 0 || t <= first_row + r); t++) {
+            double logit = 0;
+            for (int i = 0; i < d; i++) logit += (double)q[r * d + i] * (double)key[t * d + i];
+            double e = exp(logit * scale);
+            sum += e;
+            for (int i = 0; i < d; i++) want[r * d + i] += e * (double)v[t * d + i];
+        }
+        for (int i = 0; i < d; i++) want[r * d + i] /= sum;
+    }
+    expect_near(k, "attention_block", d, got, want, rows * d);
+    lw_free(q), lw_free(key), lw_free(v), lw_free(kt), lw_free(vp), lw_free(got), lw_free(want);
+}
+
+static void test_every_table(void **state) {
+    int checked = 0;
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        const lw_kernels *k = table(i);
+        if (!k) continue;
+        checked++;
+        for (int32_t c = 1; c <= 70; c++) check_rows(k, c);
+        check_rows(k, 320);
+        check_rows(k, MAX);
+        for (int32_t c = 1; c < 37; c++) check_stats(k, 1 + c % 64, c);
+        check_stats(k, 64, 32);
+        for (int32_t rows = 1; rows <= k->attention_rows; rows++) check_attention(k, 77, 40, rows, -1);
+        for (int32_t len = 1; len < 40; len++) check_attention(k, len, 1 + len % 21, 1 + len % k->attention_rows, -1);
+        for (int32_t len = 510; len < 516; len++) check_attention(k, len, 8, k->attention_rows, -1);
+        for (int32_t first = 0; first < 77; first += k->attention_rows)
+            check_attention(k, 77, 24, 77 - first < k->attention_rows ? 77 - first : k->attention_rows, first);
+        check_attention(k, 1100, 12, k->attention_rows, 511);
+        check_attention(k, 33, LW_ATTENTION_MAX_D, 2, -1);
+    }
+    print_message("%d instruction sets, the widest is %s\n", checked, lw_cpu_kernels()->name);
+    assert_true(checked > 0);
+}
+
+/* Where exp overflows or is lost, and where NaN goes in. */
+static void test_extremes(void **state) {
+    (void)state;
+    static const float x[] = {-1000, -100, -88, -30, -1e-30f, 0, 1e-30f, 30, 88, 100, 1000, 1e30f, -1e30f};
+    enum { N = sizeof x / sizeof *x };
+    for (int i = 0; i < 3; i++) {
+        const lw_kernels *k = table(i);
+        if (!k) continue;
+        for (int t = 1; t < 4; t++) {
+            float got[N], nan[3] = {1, NAN, 2}, out[3];
+            k->affine_act(x, NULL, NULL, acts[t], N, got);
+            for (int n = 0; n < N; n++) {
+                double want = ref_act(acts[t], (double)x[n]);
+                if (!(fabs((double)got[n] - want) <= 1e-5 * fabs(want) + 1e-4))
+                    fail_msg("%s: act %d of %g is %g, expected %g", k->name, acts[t], (double)x[n], (double)got[n],
+                             want);
+            }
+            k->affine_act(nan, NULL, NULL, acts[t], 3, out);
+            assert_true(isfinite(out[0]) && isnan(out[1]) && isfinite(out[2]));
+        }
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_every_table), cmocka_unit_test(test_extremes)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
