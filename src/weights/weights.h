@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * weights: checkpoint files as a table of tensors under canonical names (= the LDM names of control_sd15_canny.pth
  * without "model.diffusion_model." etc.: see the prefixes below). Knows file formats and names; must not know ops or
- * networks' mathematics. Files are read with pread, never mapped: docs/decisions/weights-are-read-not-mapped.md.
+ * networks' mathematics. Files are read with pread, never mapped: docs/decisions/0006-weights-are-read-not-mapped.md.
  *
  * Canonical names: "unet.", "control.", "vae.", "clip." + the LDM key inside that network, e.g.
  * "unet.input_blocks.1.0.in_layers.0.weight", "control.zero_convs.0.0.weight", "vae.decoder.conv_in.weight",
