@@ -26,9 +26,7 @@ typedef struct winograd {
 /* ---- what can run */
 
 /* Channels into the product, before or after the planner has made its prologue an op of its own. */
-static int32_t channels_in(const lw_product_args *p) {
-    return p->in.a.c + (lw_view_is(p->in.b) ? p->in.b.c : 0);
-}
+static int32_t channels_in(const lw_product_args *p) { return p->in.a.c + (lw_view_is(p->in.b) ? p->in.b.c : 0); }
 
 static dnnl_status_t make_op_desc(dnnl_convolution_desc_t *desc, const lw_product_args *p) {
     int64_t batch = (int64_t)p->out.g * p->out.n, ci = channels_in(p);
@@ -121,7 +119,8 @@ static dnnl_status_t make(winograd *s, const lw_product_args *p, dnnl_primitive_
     DNN(add_arg(s, DNNL_ARG_DST, dst));
     DNN(add_arg(s, DNNL_ARG_SCRATCHPAD, scratch));
     DNN(add_arg(s, DNNL_ARG_WEIGHTS, dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0)));
-    if (lw_param_is(p->bias)) DNN(add_arg(s, DNNL_ARG_BIAS, dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 1)));
+    if (lw_param_is(p->bias))
+        DNN(add_arg(s, DNNL_ARG_BIAS, dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 1)));
     s->dst_off = lw_round_up(dnnl_memory_desc_get_size(src), 64);
     s->scratch_off = s->dst_off + lw_round_up(dnnl_memory_desc_get_size(dst), 64);
     *bytes = s->scratch_off + dnnl_memory_desc_get_size(scratch);
