@@ -9,12 +9,12 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_TACTICS = 8, MAX_COPIES = 4, MAX_BUFFERS = 16, MAX_ROUNDS = 30, MIN_ROUNDS = 3 };
+enum { MAX_TACTICS = 8, MAX_COPIES = 4, MAX_BUFFERS = 16, MIN_ROUNDS = 3, STALE_ROUNDS = 25 };
 
-static const double default_budget_ms = 200, copies_flop = 24e9;
+static const double default_budget_ms = 100, copies_flop = 24e9;
 /* Another tactic has to win by this much: what is less may be chance, and the first one needs no more memory. */
 static const double clear_win = 0.97;
-/* A tactic whose first turn took this many times the best one's has no further turn. */
+/* A long tactic that stays so many times behind the best has no further turn. */
 static const double hopeless = 3;
 
 typedef struct found {
@@ -254,19 +254,24 @@ static double best_of(const rig *r) {
     return best;
 }
 
+/* Short ops get many turns: on a busy machine most of them are cut by other programs, and only the best one counts.
+ * Ends when the budget is spent, or no turn of some rounds was better than what was known. */
 static lw_status time_all(rig *r, double budget_ms, lw_error *err) {
     bool out[MAX_TACTICS] = {false};
     double ms, spent = 0;
     for (int32_t i = 0; i < r->n_tactics; i++) LW_TRY(turn(r, i, &ms, err)); /* pages and code come in */
-    for (int32_t round = 0; round < MAX_ROUNDS; round++) {
+    for (int32_t round = 0, stale = 0; stale < STALE_ROUNDS; round++, stale++) {
         if (round >= MIN_ROUNDS && spent >= budget_ms * r->n_tactics) break;
         for (int32_t i = 0; i < r->n_tactics; i++) {
             if (out[i]) continue;
             LW_TRY(turn(r, i, &ms, err));
             spent += ms * r->copies;
-            if (!round || ms < r->best_ms[i]) r->best_ms[i] = ms;
+            if (round && ms >= r->best_ms[i]) continue;
+            if (!round || ms < r->best_ms[i] * 0.98) stale = 0;
+            r->best_ms[i] = ms;
         }
-        for (int32_t i = 0; i < r->n_tactics; i++) out[i] = r->best_ms[i] > best_of(r) * hopeless;
+        for (int32_t i = 0; round >= MIN_ROUNDS && i < r->n_tactics; i++)
+            out[i] = r->best_ms[i] > best_of(r) * hopeless && r->best_ms[i] > 20;
     }
     return LW_OK;
 }
