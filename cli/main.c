@@ -14,7 +14,7 @@ static const struct {
     command_fn run;
 } commands[] = {
     {&cli_generate, cmd_generate}, {&cli_canny, cmd_canny},       {&cli_demo, cmd_demo},
-    {&cli_info, cmd_info},         {&cli_tokenize, cmd_tokenize},
+    {&cli_info, cmd_info},         {&cli_tokenize, cmd_tokenize}, {&cli_tune, cmd_tune},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 

@@ -196,8 +196,45 @@ const opt_command cli_demo = {
     .n_specs = N_DEMO,
 };
 
-const opt_command *const cli_commands[] = {&cli_generate, &cli_canny, &cli_demo, &cli_info, &cli_tokenize};
+static const opt_spec tune_specs[N_TUNE] = {
+    FLAGS_OF_ALL,
+    [TUNE_MODEL] =
+        TEXT("model", 'm', "FILE|DIR", "the embedded demo model", "the model: a checkpoint file or a folder"),
+    [TUNE_CONTROL_NET] = {.name = "control-net",
+                          .kind = OPT_TEXT,
+                          .group = OPT_OPENS_GROUP,
+                          .value = "FILE|DIR",
+                          .fallback = "the model's own",
+                          .help = "a ControlNet; may be given again"},
+    [TUNE_VAE] = TEXT("vae", 0, "FILE", "the model's own", "another VAE"),
+    [TUNE_VOCAB] = TEXT("vocab", 0, "FILE", "the model's own", "merges.txt or bpe_simple_vocab_16e6.txt.gz"),
+    [TUNE_IMAGE] = TEXT("image", 'i', "FILE", "a square one",
+                        "a picture of the size that the job will have; - is "
+                        "standard input"),
+    [TUNE_RESOLUTION] = INT("resolution", 'r', 64, 8192, "512, or what the model names",
+                            "short side of the result; both sides are rounded to 64"),
+    [TUNE_WIDTH] = INT("width", 'W', 64, 8192, NULL, "exact width, with -H and instead of -r"),
+    [TUNE_HEIGHT] = INT("height", 'H', 64, 8192, NULL, "exact height"),
+    [TUNE_SAMPLES] = INT("samples", 'b', 1, 12, "1", "how many pictures the job makes as one batch"),
+    [TUNE_CFG_SCALE] = NUMBER("cfg-scale", 0, 100, "9.0", "1 tunes the job of one pass a step"),
+    [TUNE_DEVICE] = TEXT("device", 0, "auto|cpu|cuda[:N]", "auto", "where the networks run"),
+    [TUNE_PRECISION] = CHOICE("precision", precisions, "auto", "auto is fp16 on CUDA and fp32 on a CPU"),
+    [TUNE_THREADS] = INT("threads", 't', 1, 1024, "as many as the machine has", "CPU threads"),
+};
+
+const opt_command cli_tune = {
+    .name = "tune",
+    .arguments = "[options]",
+    .summary = "find the fastest way to run a job's operations on this machine",
+    .text = "Times every operation of a job that can be run in more than one way, at the job's sizes, and keeps what "
+            "was chosen in the cache, where later jobs with the same sizes, device, thread count and version find it. "
+            "A faster way may take more memory, and rounds differently: a picture's text names the choices by a hash. "
+            "No other command tunes.",
+    .specs = tune_specs,
+    .n_specs = N_TUNE,
+};
+
+const opt_command *const cli_commands[] = {&cli_generate, &cli_canny, &cli_demo, &cli_info, &cli_tokenize, &cli_tune};
 const size_t cli_n_commands = sizeof cli_commands / sizeof *cli_commands;
 
-const char *const cli_reserved[] = {"tune", "doctor", "convert", "make-model", "fetch-vocab",
-                                    "pd",   "score",  "serve",   NULL};
+const char *const cli_reserved[] = {"doctor", "convert", "make-model", "fetch-vocab", "pd", "score", "serve", NULL};

@@ -53,9 +53,25 @@ enum {
 enum { CANNY_INPUT = N_ALL, CANNY_OUTPUT, CANNY_LOW, CANNY_HIGH, CANNY_RESOLUTION, CANNY_SAVE_RESIZED, N_CANNY };
 enum { INFO_HASH = N_ALL, N_INFO };
 enum { TOKENIZE_MODEL = N_ALL, TOKENIZE_VOCAB, N_TOKENIZE };
+enum {
+    TUNE_MODEL = N_ALL,
+    TUNE_CONTROL_NET,
+    TUNE_VAE,
+    TUNE_VOCAB,
+    TUNE_IMAGE,
+    TUNE_RESOLUTION,
+    TUNE_WIDTH,
+    TUNE_HEIGHT,
+    TUNE_SAMPLES,
+    TUNE_CFG_SCALE,
+    TUNE_DEVICE,
+    TUNE_PRECISION,
+    TUNE_THREADS,
+    N_TUNE
+};
 enum { DEMO_PICTURE = N_ALL, DEMO_PROMPT, DEMO_SEED, DEMO_OUTPUT, DEMO_DEVICE, DEMO_THREADS, N_DEMO };
 
-extern const opt_command cli_generate, cli_canny, cli_info, cli_tokenize, cli_demo;
+extern const opt_command cli_generate, cli_canny, cli_info, cli_tokenize, cli_demo, cli_tune;
 
 /* All commands in the order of the help, and how many. */
 extern const opt_command *const cli_commands[];

@@ -297,6 +297,34 @@ typedef struct lw_plan_info {
  * lw_session_generate. */
 LW_API lw_status lw_estimate(lw_engine *engine, const lw_request *request, lw_plan_info *info, lw_error *err);
 
+/* ------------------------------------------------------------------ tuning ---- */
+
+/* One op that several tactics can run, as it was timed. Texts are borrowed until the callback returns. */
+typedef struct lw_tuned {
+    uint32_t size;
+    const char *op;                     /* "conv2d 2x32x48x320 -> 320, 3x3" */
+    const char *tactic;                 /* what was chosen, and microseconds of one run */
+    double us;
+    const char *heuristic;              /* what is taken without tuning */
+    double heuristic_us;
+    int32_t uses;                       /* times that such an op stands in the job's programs */
+    int32_t index, n;                   /* done so far with this one, of all */
+} lw_tuned;
+
+/* Non-zero return cancels: lw_engine_tune returns LW_ECANCEL. */
+typedef int (*lw_tuned_fn)(void *user, const lw_tuned *tuned);
+
+/* Times, for every op of the request's job that can be run in several ways, each of them, and keeps the fastest: for
+ * all jobs that this engine plans from now on, and in the cache folder's tactics-DEVICE.json (where there is a folder)
+ * for engines opened later with the same device, libraries, thread count and version. A chosen tactic may take more
+ * memory; with max_memory, jobs that do not fit with the choices go without them. No job ever tunes by itself. One that
+ * is cancelled changes neither the engine nor the file. tuned may be NULL. Errors as lw_estimate, and
+ * LW_EOUTPUT. */
+LW_API lw_status lw_engine_tune(lw_engine *engine, const lw_request *request, lw_tuned_fn tuned, void *user,
+                                lw_error *err);
+
+/* ------------------------------------------------------------------ result ---- */
+
 typedef struct lw_result {
     uint32_t size;
     uint32_t n_images;

@@ -8,6 +8,7 @@
 typedef struct lw_backend lw_backend;
 typedef struct lw_plan lw_plan;
 typedef struct lw_behind lw_behind;
+typedef struct lw_choices lw_choices; /* tune.h */
 
 /* What a product's tactic can do by itself; the planner records the plain ops for the rest. Epilogue fields are taken
  * in the order of the formula: after the first one that is not taken, all later ones are split off too. */
@@ -127,6 +128,9 @@ lw_status lw_param_eval(const lw_params *params, lw_param p, float *dst, lw_erro
 /* Chooses tactics and lays out memory; allocates no device memory and packs nothing. The plan keeps the program
  * (borrowed until it is freed). */
 lw_status lw_plan_make(lw_plan **out, lw_backend *backend, const lw_program *program, lw_error *err);
+/* The same, where an op that has a choice (choices may be NULL) gets that tactic if it supports the op. */
+lw_status lw_plan_make_chosen(lw_plan **out, lw_backend *backend, const lw_choices *choices, const lw_program *program,
+                              lw_error *err);
 void lw_plan_free(lw_plan *plan);
 uint64_t lw_plan_temp_bytes(const lw_plan *plan);
 /* The bytes the program needs of an extern buffer, 0 if it has none of that name. */

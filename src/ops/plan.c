@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: MIT
  * Planning: a recorded program becomes a list of single launches with tactics, workspaces and addresses.
  *
- *   lower     each op gets the first tactic that supports it; what the tactic does not take is split off into apply and
- * combine ops place     each temporary gets an offset: largest first, at the lowest place free over its whole life run
- * walks the list; nothing is allocated and nothing decided */
+ *   lower   each op gets the tactic that was chosen for it by tuning, else the first that supports it; what the tactic
+ *           does not take is split off into apply and combine ops
+ *   place   each temporary gets an offset: largest first, at the lowest place free over its whole life
+ *   run     walks the list; nothing is allocated and nothing decided */
 #include "ops/backend.h"
 
 #include <string.h>
+
+#include "ops/tune.h"
 
 typedef struct step {
     lw_op op; /* n_member is 1 but for tactics that take all members */
@@ -25,6 +28,7 @@ typedef struct place {
 
 struct lw_plan {
     lw_backend *backend;
+    const lw_choices *choices;
     const lw_program *program;
     lw_arena *arena;
     lw_program *lowered; /* buffers and ops added by lowering live here */
@@ -171,24 +175,34 @@ static bool takes_all_fields(const lw_tactic *t, const lw_op *op) {
     return (op->kind != LW_OP_CONV2D && op->kind != LW_OP_LINEAR) || (t->takes & LW_TAKES_ALL) == LW_TAKES_ALL;
 }
 
-/* Several members go to a tactic that takes them together and whole; else each is lowered by itself. */
-static lw_status lower(lw_plan *plan, const lw_op *op, lw_error *err) {
+/* Several members go to a tactic that takes them together and whole. */
+static bool can_run(const lw_plan *plan, const lw_tactic *t, const lw_op *op) {
+    bool together = op->n_member == 1 || (takes_all_fields(t, op) && t->takes & LW_TAKES_MEMBERS);
+    return t->kind == op->kind && together && t->supports(plan->backend, plan->program->params, op);
+}
+
+/* What tuning chose, else the first by the backend's order; NULL: none. */
+static const lw_tactic *choose(const lw_plan *plan, const lw_op *op) {
     const lw_backend *b = plan->backend;
-    bool many = op->n_member > 1;
-    for (int32_t i = 0; i < b->n_tactics; i++) {
-        const lw_tactic *t = b->tactics[i];
-        bool whole = takes_all_fields(t, op);
-        if (t->kind != op->kind || (many && !(whole && t->takes & LW_TAKES_MEMBERS))) continue;
-        if (!t->supports(b, plan->program->params, op)) continue;
-        return whole ? add_step(plan, op, t, err) : lower_product(plan, op, t, err);
-    }
-    for (int32_t k = 0; many && k < op->n_member; k++) {
+    lw_choice choice;
+    bool chosen = plan->choices && lw_choices_get(plan->choices, lw_op_signature(plan->program->params, op), &choice);
+    for (int32_t i = 0; chosen && i < b->n_tactics; i++)
+        if (!strcmp(b->tactics[i]->name, choice.tactic) && can_run(plan, b->tactics[i], op)) return b->tactics[i];
+    for (int32_t i = 0; i < b->n_tactics; i++)
+        if (can_run(plan, b->tactics[i], op)) return b->tactics[i];
+    return NULL;
+}
+
+static lw_status lower(lw_plan *plan, const lw_op *op, lw_error *err) {
+    const lw_tactic *t = choose(plan, op);
+    if (t) return takes_all_fields(t, op) ? add_step(plan, op, t, err) : lower_product(plan, op, t, err);
+    for (int32_t k = 0; op->n_member > 1 && k < op->n_member; k++) {
         lw_op one = {.kind = op->kind, .n_member = 1, .name = op->name, .m = &op->m[k]};
         LW_TRY(lower(plan, &one, err));
     }
-    if (many) return LW_OK;
+    if (op->n_member > 1) return LW_OK;
     return lw_fail(err, LW_EINTERNAL, "op %s (%s): backend %s has no tactic for it", op->name, lw_op_name(op->kind),
-                   b->name);
+                   plan->backend->name);
 }
 
 /* ---- placing */
@@ -289,11 +303,16 @@ static lw_status copy_buffers(lw_plan *plan, lw_error *err) {
 }
 
 lw_status lw_plan_make(lw_plan **out, lw_backend *backend, const lw_program *program, lw_error *err) {
+    return lw_plan_make_chosen(out, backend, NULL, program, err);
+}
+
+lw_status lw_plan_make_chosen(lw_plan **out, lw_backend *backend, const lw_choices *choices, const lw_program *program,
+                              lw_error *err) {
     if (program->status != LW_OK) return lw_fail(err, program->status, "%s", program->error.message);
     lw_status status = LW_OK;
     lw_plan *plan = lw_alloc(1, sizeof *plan);
     if (!plan) return lw_fail(err, LW_ENOMEM, "no memory to plan program %s", program->name);
-    *plan = (lw_plan){.backend = backend, .program = program, .arena = lw_arena_new()};
+    *plan = (lw_plan){.backend = backend, .choices = choices, .program = program, .arena = lw_arena_new()};
     if (!plan->arena) {
         status = no_memory(plan, err);
         goto out;

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "pipe/choices.h"
 #include "text/bpe.h"
 
 void lw_engine_params_init(lw_engine_params *params) { *params = (lw_engine_params){.size = sizeof *params}; }
@@ -56,6 +57,19 @@ static lw_status open_parts(lw_engine *e, const lw_engine_params *params, lw_err
     return open_vocab(e, params, err);
 }
 
+/* What was tuned before. A file that can't be used is worth a remark, not a failure. */
+static lw_status open_choices(lw_engine *e, const lw_engine_params *params, lw_error *err) {
+    char *remark = NULL;
+    e->choices = lw_choices_new();
+    if (params->cache_dir) e->cache_dir = lw_strdup(params->cache_dir);
+    if (!e->choices || (params->cache_dir && !e->cache_dir)) return lw_fail(err, LW_ENOMEM, "no memory for an engine");
+    if (!e->cache_dir) return LW_OK;
+    lw_status status = lw_choices_load(e->choices, e->backend, e->cache_dir, &remark, err);
+    if (remark && e->log) e->log(e->user, LW_LOG_NOTE, remark);
+    lw_free(remark);
+    return status;
+}
+
 lw_status lw_engine_make(lw_engine **out, lw_backend *backend, const lw_engine_params *params, lw_error *err) {
     double begin = lw_now_ms();
     lw_engine *e = lw_alloc(1, sizeof *e);
@@ -71,6 +85,7 @@ lw_status lw_engine_make(lw_engine **out, lw_backend *backend, const lw_engine_p
     pthread_mutex_init(&e->lock, NULL);
     snprintf(e->tactics_hash, sizeof e->tactics_hash, "0");
     lw_status status = open_parts(e, params, err);
+    if (status == LW_OK) status = open_choices(e, params, err);
     e->load_ms = lw_now_ms() - begin;
     if (status == LW_OK) *out = e;
     else lw_engine_unref(e);
@@ -82,6 +97,8 @@ void lw_engine_unref(lw_engine *e) {
     lw_params_free(e->params, e->backend);
     lw_model_close(&e->model);
     lw_tokenizer_close(&e->tokenizer);
+    lw_choices_free(e->choices);
+    lw_free(e->cache_dir);
     e->backend->close(e->backend);
     pthread_mutex_destroy(&e->lock);
     lw_free(e);

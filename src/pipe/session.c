@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/rng.h"
+#include "pipe/choices.h"
 #include "pipe/request.h"
 
 typedef struct shape {
@@ -41,7 +42,10 @@ enum { MAX_BUFFERS = 64, MAX_VARIANTS = 1 << LW_MAX_CONTROLS, N_NEWS = 2 };
 
 struct lw_session {
     lw_engine *engine;
-    bool dead; /* a device failure: no more work */
+    lw_params *params;         /* the engine's, or those of a dry session */
+    const lw_choices *choices; /* what its plans were made with; NULL: the backend's order */
+    bool dry;                  /* plans only, with params of its own: leaves nothing in the engine */
+    bool dead;                 /* a device failure: no more work */
     bool has_shape;
     shape shape;
     planned text, hint[LW_MAX_CONTROLS], time, begin, decode;
@@ -121,13 +125,13 @@ static lw_status note_buffers(lw_session *s, const planned *p, lw_error *err) {
 }
 
 static lw_status finish_plan(lw_session *s, planned *p, lw_error *err) {
-    LW_TRY(lw_plan_make(&p->plan, backend_of(s), p->program, err));
+    LW_TRY(lw_plan_make_chosen(&p->plan, backend_of(s), s->choices, p->program, err));
     if (lw_plan_temp_bytes(p->plan) > s->temp_bytes) s->temp_bytes = lw_plan_temp_bytes(p->plan);
     return note_buffers(s, p, err);
 }
 
 static lw_status new_program(lw_session *s, planned *p, const char *name, lw_error *err) {
-    p->program = lw_program_new(name, s->engine->params, backend_of(s)->act);
+    p->program = lw_program_new(name, s->params, backend_of(s)->act);
     return p->program ? LW_OK : lw_fail(err, LW_ENOMEM, "no memory for program %s", name);
 }
 
@@ -185,8 +189,12 @@ static uint64_t buffers_bytes(const lw_session *s) {
     return sum;
 }
 
+static uint64_t total_bytes(const lw_session *s) {
+    return buffers_bytes(s) + s->temp_bytes + lw_params_bytes(s->params);
+}
+
 static lw_status check_memory(const lw_session *s, lw_error *err) {
-    uint64_t total = buffers_bytes(s) + s->temp_bytes + lw_params_bytes(s->engine->params);
+    uint64_t total = total_bytes(s);
     uint64_t machine = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     if (s->engine->max_memory && total > s->engine->max_memory)
         return lw_fail(err, LW_ENOMEM, "the job needs %llu bytes, the limit is %llu", (unsigned long long)total,
@@ -533,6 +541,8 @@ static lw_status decode(lw_session *s, const lw_request *r, lw_result *out, lw_e
 
 static int32_t rows_capacity(int32_t n) { return (n + 31) / 32 * 32; }
 
+static lw_status settle_choices(lw_session *s, const lw_job *job, lw_error *err);
+
 /* Plans for the job's shape, and for the step variants that its rows use. */
 static lw_status plan_job(lw_session *s, const lw_job *job, bool *grew, lw_error *err) {
     shape want = {.g = job->g,
@@ -546,6 +556,7 @@ static lw_status plan_job(lw_session *s, const lw_job *job, bool *grew, lw_error
     if (!s->has_shape || memcmp(&want, &s->shape, sizeof want)) {
         forget_shape(s);
         *grew = true;
+        LW_TRY(settle_choices(s, job, err));
         LW_TRY(plan_shape(s, &want, err));
     }
     for (int32_t i = 0; i < job->schedule.n_rows; i++) {
@@ -555,6 +566,48 @@ static lw_status plan_job(lw_session *s, const lw_job *job, bool *grew, lw_error
         LW_TRY(plan_step(s, controls, err));
     }
     return LW_OK;
+}
+
+/* A session with params of its own over the same tensors, closed with close_dry. */
+static lw_status open_dry(lw_session **out, lw_engine *engine, lw_error *err) {
+    lw_tensor_source source = lw_model_source(&engine->model);
+    LW_TRY(lw_session_open(out, engine, err));
+    (*out)->dry = true;
+    (*out)->params = NULL;
+    return lw_params_new(&(*out)->params, &source, err);
+}
+
+static void close_dry(lw_session **s) {
+    lw_params *params = *s ? (*s)->params : NULL;
+    lw_backend *backend = *s ? backend_of(*s) : NULL;
+    lw_engine *engine = *s ? (*s)->engine : NULL;
+    if (!engine) return;
+    atomic_fetch_add(&engine->refs, 1); /* the backend is needed for the params after the session */
+    lw_session_close(s);
+    lw_params_free(params, backend);
+    lw_engine_unref(engine);
+}
+
+/* Tuned tactics may take more memory than the others. Under a limit, whether the job fits with them is planned aside
+ * first: what a plan has once asked of the engine's params stays there. */
+static lw_status settle_choices(lw_session *s, const lw_job *job, lw_error *err) {
+    lw_engine *e = s->engine;
+    s->choices = s->dry ? s->choices : e->choices;
+    if (s->dry || !e->max_memory || !lw_choices_count(e->choices)) return LW_OK;
+    lw_session *dry = NULL;
+    bool grew = false;
+    lw_status status = open_dry(&dry, e, err);
+    if (status == LW_OK) {
+        dry->choices = e->choices;
+        status = plan_job(dry, job, &grew, err);
+    }
+    if (status == LW_OK && total_bytes(dry) > e->max_memory) {
+        s->choices = NULL;
+        if (e->log)
+            e->log(e->user, LW_LOG_NOTE, "the tuned tactics do not fit into the memory limit: the job goes without");
+    }
+    close_dry(&dry);
+    return status;
 }
 
 static void note_tactics(lw_session *s) {
@@ -680,6 +733,7 @@ lw_status lw_session_open(lw_session **out, lw_engine *engine, lw_error *err) {
     if (!s) return lw_fail(err, LW_ENOMEM, "no memory for a session");
     atomic_fetch_add(&engine->refs, 1);
     s->engine = engine;
+    s->params = engine->params;
     *out = s;
     return LW_OK;
 }
@@ -724,6 +778,68 @@ lw_status lw_estimate(lw_engine *engine, const lw_request *request, lw_plan_info
         info->host_bytes = (uint64_t)job.width * (uint64_t)job.height * 3 * (uint64_t)(job.n + 2);
     }
     lw_session_close(&s);
+    lw_job_free(&job);
+    return status;
+}
+
+/* ---- tuning */
+
+typedef struct tuner {
+    lw_tuned_fn tuned;
+    void *user;
+} tuner;
+
+static int tell_tuned(void *user, const lw_tune_op *op) {
+    const tuner *t = user;
+    const lw_tuned tuned = {.size = sizeof tuned,
+                            .op = op->choice.op,
+                            .tactic = op->choice.tactic,
+                            .us = op->choice.us,
+                            .heuristic = op->heuristic,
+                            .heuristic_us = op->heuristic_us,
+                            .uses = op->uses,
+                            .index = op->index,
+                            .n = op->n};
+    return t->tuned ? t->tuned(t->user, &tuned) : 0;
+}
+
+static int32_t all_programs(const lw_session *s, const lw_program *out[MAX_VARIANTS + LW_MAX_CONTROLS + 4]) {
+    int32_t n = 0;
+    out[n++] = s->text.program;
+    out[n++] = s->time.program;
+    out[n++] = s->begin.program;
+    out[n++] = s->decode.program;
+    for (int32_t k = 0; k < s->shape.n_controls; k++) out[n++] = s->hint[k].program;
+    for (int32_t v = 0; v < MAX_VARIANTS; v++)
+        if (s->step[v].program) out[n++] = s->step[v].program;
+    return n;
+}
+
+/* New choices go to a table of their own first: a tuning that fails or is cancelled leaves nothing behind. */
+static lw_status keep_choices(lw_engine *e, const lw_choices *tuned, lw_error *err) {
+    lw_choice c;
+    for (int32_t i = 0; lw_choices_at(tuned, i, &c); i++) LW_TRY(lw_choices_put(e->choices, &c, err));
+    return e->cache_dir ? lw_choices_save(e->choices, e->backend, e->cache_dir, err) : LW_OK;
+}
+
+lw_status lw_engine_tune(lw_engine *engine, const lw_request *request, lw_tuned_fn tuned, void *user, lw_error *err) {
+    const lw_program *programs[MAX_VARIANTS + LW_MAX_CONTROLS + 4];
+    tuner t = {tuned, user};
+    lw_tune_hooks hooks = {.tuned = tell_tuned, .user = &t};
+    lw_session *s = NULL;
+    lw_job job;
+    bool grew = false;
+    lw_choices *found = lw_choices_new();
+    lw_status status = lw_job_resolve(&job, engine, request, err);
+    if (status == LW_OK && !found) status = lw_fail(err, LW_ENOMEM, "no memory for tuning");
+    if (status == LW_OK) status = open_dry(&s, engine, err);
+    if (status == LW_OK) status = plan_job(s, &job, &grew, err);
+    if (status == LW_OK) status = check_memory(s, err);
+    if (status == LW_OK)
+        status = lw_tune(found, engine->backend, programs, all_programs(s, programs), &hooks, err);
+    if (status == LW_OK) status = keep_choices(engine, found, err);
+    close_dry(&s);
+    lw_choices_free(found);
     lw_job_free(&job);
     return status;
 }

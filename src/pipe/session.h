@@ -8,13 +8,15 @@
 #include <stdatomic.h>
 
 #include "nets/model.h"
-#include "ops/backend.h"
+#include "ops/tune.h"
 
 struct lw_engine {
     atomic_int refs;     /* the caller's and one for each session */
     lw_backend *backend; /* owned */
     lw_model model;
     lw_params *params;
+    lw_choices *choices; /* of tactics, by tuning */
+    char *cache_dir;     /* NULL: none */
     lw_tokenizer *tokenizer;
     uint64_t max_memory;
     double load_ms;
