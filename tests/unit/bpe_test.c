@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+#include "cpu_time.h"
 #include "text/bpe.h"
 
 #include <setjmp.h>
@@ -97,9 +98,9 @@ static void test_bad_text(void **state) {
     memset(big, 'a', n);
     assert_int_equal(lw_tokenize(t, big, ids, NULL, &err), LW_EINPUT);
     big[n - 1] = 0;
-    double begin = lw_now_ms();
+    double begin = cpu_ms();
     assert_int_equal(lw_tokenize(t, big, ids, &cut, &err), LW_OK);
-    assert_true(lw_now_ms() - begin < 20e3);
+    assert_true(cpu_ms() - begin < 20e3);
     assert_non_null(cut);
     lw_free(cut);
     for (size_t i = 0; i + 2 < n; i += 2) memcpy(big + i, i % 4 ? "\u0316" : "\u0301", 2); /* all marks */
