@@ -7,6 +7,10 @@ static const char *const samplers[] = {"ddim", "euler", "euler_a", "dpm++2m", "u
 static const char *const schedulers[] = {"reference", "discrete", "karras", NULL};
 static const char *const rngs[] = {"cuda", "cpu", NULL};
 static const char *const precisions[] = {"auto", "fp32", "fp16", "bf16", NULL};
+static const char *const likes[] = {"sd15", NULL};
+static const char *const dtypes[] = {"fp32", "fp16", "bf16", NULL};
+static const char *const layouts[] = {"ldm",         "sd",        "control", "control-bare", "combined-pth", "sd-pth",
+                                      "control-pth", "diffusers", NULL};
 static const char *const demo_pictures[] = {"drawing", "photo", NULL};
 
 #define FLAG(n, c, h)                                                                                                  \
@@ -195,8 +199,32 @@ const opt_command cli_demo = {
     .n_specs = N_DEMO,
 };
 
-const opt_command *const cli_commands[] = {&cli_generate, &cli_canny, &cli_demo, &cli_info, &cli_tokenize};
+static const opt_spec make_specs[N_MAKE] = {
+    FLAGS_OF_ALL,
+    [MAKE_LIKE] = CHOICE("like", likes, "sd15", "whose shapes: Stable Diffusion 1.5 with ControlNet"),
+    [MAKE_LAYOUT] = CHOICE("layout", layouts, "ldm",
+                           "ldm: one safetensors file; sd, control: without and only the ControlNet; control-bare: "
+                           "that without prefixes; -pth: as torch.save writes it; diffusers: a folder"),
+    [MAKE_DTYPE] = CHOICE("dtype", dtypes, "fp32", "type of the weights"),
+    [MAKE_SEED] = INT("seed", 's', 0, 4294967295.0, "1", "names the values, which are the same in every layout"),
+    [MAKE_SMALL] = FLAG("small", 0, "the same networks with narrow layers: a file of some megabytes, for tests"),
+};
+
+const opt_command cli_make_model = {
+    .name = "make-model",
+    .arguments = "[options] OUT",
+    .summary = "a model of random weights in a real model's shapes",
+    .text =
+        "Written a tensor at a time; for tests of loading, parity and speed without the real weights. Pictures that "
+        "it makes show nothing.",
+    .specs = make_specs,
+    .n_specs = N_MAKE,
+    .min_args = 1,
+    .max_args = 1,
+};
+
+const opt_command *const cli_commands[] = {&cli_generate, &cli_canny,    &cli_demo,
+                                           &cli_info,     &cli_tokenize, &cli_make_model};
 const size_t cli_n_commands = sizeof cli_commands / sizeof *cli_commands;
 
-const char *const cli_reserved[] = {"tune", "doctor", "convert", "make-model", "fetch-vocab",
-                                    "pd",   "score",  "serve",   NULL};
+const char *const cli_reserved[] = {"tune", "doctor", "convert", "fetch-vocab", "pd", "score", "serve", NULL};

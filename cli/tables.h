@@ -55,7 +55,9 @@ enum { INFO_HASH = N_ALL, N_INFO };
 enum { TOKENIZE_MODEL = N_ALL, TOKENIZE_VOCAB, N_TOKENIZE };
 enum { DEMO_PICTURE = N_ALL, DEMO_PROMPT, DEMO_SEED, DEMO_OUTPUT, DEMO_DEVICE, DEMO_THREADS, N_DEMO };
 
-extern const opt_command cli_generate, cli_canny, cli_info, cli_tokenize, cli_demo;
+enum { MAKE_LIKE = N_ALL, MAKE_LAYOUT, MAKE_DTYPE, MAKE_SEED, MAKE_SMALL, N_MAKE };
+
+extern const opt_command cli_generate, cli_canny, cli_info, cli_tokenize, cli_demo, cli_make_model;
 
 /* All commands in the order of the help, and how many. */
 extern const opt_command *const cli_commands[];

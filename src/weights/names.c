@@ -144,6 +144,8 @@ const lw_signature lw_signatures[] = {
 
 const char *lw_network_name(lw_network network) { return networks[network].name; }
 
+const char *lw_network_prefix(lw_network network) { return networks[network].ldm_prefix; }
+
 lw_network lw_ldm_network(const char *key, const char **rest) {
     for (int i = 0; i < LW_N_NETS; i++) {
         size_t n = strlen(networks[i].ldm_prefix);

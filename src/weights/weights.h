@@ -83,4 +83,11 @@ typedef struct lw_save {
  * temporary file beside path is renamed when whole; a device or FIFO is written directly. LW_EOUTPUT on failure. */
 lw_status lw_safetensors_write(const char *path, const lw_save *save, lw_error *err);
 
+/* Writes what torch.save does: a zip of stored entries with a pickle, metadata left out. wrapped: the tensors stand
+ * under "state_dict", as in Lightning's checkpoints. Files as above. */
+lw_status lw_torch_write(const char *path, const lw_save *save, bool wrapped, lw_error *err);
+
+/* n floats as dtype, rounded to nearest even; of the integers only I64 (for position_ids). */
+void lw_from_f32(lw_dtype dtype, const float *src, void *dst, size_t n);
+
 #endif
