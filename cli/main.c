@@ -15,6 +15,7 @@ static const struct {
 } commands[] = {
     {&cli_generate, cmd_generate}, {&cli_canny, cmd_canny},       {&cli_demo, cmd_demo},
     {&cli_info, cmd_info},         {&cli_tokenize, cmd_tokenize}, {&cli_make_model, cmd_make_model},
+    {&cli_convert, cmd_convert},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 

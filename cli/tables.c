@@ -223,8 +223,30 @@ const opt_command cli_make_model = {
     .max_args = 1,
 };
 
-const opt_command *const cli_commands[] = {&cli_generate, &cli_canny,    &cli_demo,
-                                           &cli_info,     &cli_tokenize, &cli_make_model};
+static const opt_spec convert_specs[N_CONVERT] = {
+    FLAGS_OF_ALL,
+    [CONVERT_DTYPE] = CHOICE("dtype", dtypes, "as they are", "type of the weights"),
+    [CONVERT_TRANSFER] =
+        TEXT("transfer", 0, "BASE", NULL,
+             "the model that IN's ControlNet was trained on (SD1.5): with --community, that ControlNet "
+             "becomes the other's, w = control + (community - base)"),
+    [CONVERT_COMMUNITY] = TEXT("community", 0, "MODEL", NULL, "the model that the ControlNet is wanted for"),
+};
+
+const opt_command cli_convert = {
+    .name = "convert",
+    .arguments = "[options] IN OUT.safetensors",
+    .summary = "any model as safetensors",
+    .text = "IN may have any layout that is read. It is copied a tensor at a time; what is of no network (EMA weights, "
+            "an optimizer's state) is left out, metadata is kept, and nothing of a pickle is run.",
+    .specs = convert_specs,
+    .n_specs = N_CONVERT,
+    .min_args = 2,
+    .max_args = 2,
+};
+
+const opt_command *const cli_commands[] = {&cli_generate, &cli_canny,      &cli_demo,   &cli_info,
+                                           &cli_tokenize, &cli_make_model, &cli_convert};
 const size_t cli_n_commands = sizeof cli_commands / sizeof *cli_commands;
 
-const char *const cli_reserved[] = {"tune", "doctor", "convert", "fetch-vocab", "pd", "score", "serve", NULL};
+const char *const cli_reserved[] = {"tune", "doctor", "fetch-vocab", "pd", "score", "serve", NULL};

@@ -248,6 +248,22 @@ LW_API void lw_make_params_init(lw_make_params *params); /* sd15, ldm, fp32, see
  * there before. */
 LW_API lw_status lw_model_make(const char *path, const lw_make_params *params, lw_error *err);
 
+typedef struct lw_convert_params {
+    uint32_t size;
+    lw_precision dtype;    /* of the real tensors; AUTO: as they are (float64 becomes float32) */
+    const char *base;      /* with community: ControlNet's transfer, w = control + (community - base) for each of the */
+    const char *community; /* ControlNet's tensors with a twin in the UNet; UNet, VAE and CLIP become community's */
+    lw_bytes_fn progress;
+    void *user;
+} lw_convert_params;
+
+LW_API void lw_convert_params_init(lw_convert_params *params);
+
+/* Writes the model at path, of any layout that opens, as safetensors in the LDM naming, a tensor at a time; metadata is
+ * kept, tensors of no network are left out. LW_EMODEL: NaN or infinity too, also where dtype is too narrow; LW_EINVAL:
+ * out is one of the files read. */
+LW_API lw_status lw_model_convert(const char *path, const char *out, const lw_convert_params *params, lw_error *err);
+
 /* ----------------------------------------------------------------- request ---- */
 
 typedef struct lw_control {

@@ -43,6 +43,7 @@ size_t lw_weights_ignored(const lw_weights *weights);                /* keys of 
 /* The metadata value of key ("linework" for ours), or NULL. Borrowed until the store is closed. */
 const char *lw_weights_metadata(const lw_weights *weights, const char *key);
 const lw_field *lw_weights_fields(const lw_weights *weights, size_t *n); /* all of it, in file order */
+bool lw_weights_reads(const lw_weights *weights, const char *path);      /* is path one of its files? */
 uint64_t lw_weights_file_bytes(const lw_weights *weights);               /* of all files together */
 /* "safetensors-ldm", "torch-zip-ldm", "diffusers-folder", … */
 const char *lw_weights_layout(const lw_weights *weights);
