@@ -21,6 +21,8 @@ lw_status cmd_info(const opt_parsed *options, lw_error *err);
 lw_status cmd_tokenize(const opt_parsed *options, lw_error *err);
 lw_status cmd_demo(const opt_parsed *options, lw_error *err);
 lw_status cmd_tune(const opt_parsed *options, lw_error *err);
+lw_status cmd_make_model(const opt_parsed *options, lw_error *err);
+lw_status cmd_convert(const opt_parsed *options, lw_error *err);
 
 /* ---- common.c: failing, saying */
 lw_status cli_fail(lw_error *err, lw_status code, const char *format, ...) __attribute__((format(printf, 3, 4)));
@@ -96,6 +98,18 @@ void cli_progress_init(cli_progress *progress, cli_volume volume, bool stage_tim
 /* An lw_progress_fn: shows, and returns non-zero once a signal asked to stop. */
 int cli_progress_show(cli_progress *progress, lw_stage stage, int32_t step, int32_t n_steps);
 void cli_progress_end(cli_progress *progress); /* takes the bar away; done once before any other line */
+
+/* Progress of a model file that is read or written: on a terminal alone. */
+typedef struct cli_bytes {
+    const char *what; /* borrowed */
+    bool terminal, shown;
+    double said_ms;
+    uint64_t total; /* as last told */
+} cli_bytes;
+
+void cli_bytes_init(cli_bytes *progress, cli_volume volume, const char *what);
+int cli_bytes_show(void *progress, uint64_t done, uint64_t total); /* an lw_bytes_fn */
+void cli_bytes_end(cli_bytes *progress);
 
 /* SIGINT and SIGTERM set a flag; a second one kills. SIGPIPE and SIGXFSZ become errors of the write. */
 void cli_catch_signals(void);

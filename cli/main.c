@@ -15,6 +15,8 @@ static const struct {
 } commands[] = {
     {&cli_generate, cmd_generate}, {&cli_canny, cmd_canny},       {&cli_demo, cmd_demo},
     {&cli_info, cmd_info},         {&cli_tokenize, cmd_tokenize}, {&cli_tune, cmd_tune},
+    {&cli_make_model, cmd_make_model},
+    {&cli_convert, cmd_convert},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
@@ -54,11 +56,11 @@ static const char short_help[] =
 static void long_help(FILE *out) {
     fputs("linework draws a new picture along the edges of another\n\nusage: linework COMMAND [options]\n\n", out);
     for (size_t i = 0; i < cli_n_commands; i++)
-        fprintf(out, "  %-10s %s\n", cli_commands[i]->name, cli_commands[i]->summary);
-    fputs("\n  help COMMAND        the flags of a command\n"
-          "  help --man          the manual page (mdoc)\n"
-          "  help --completion   completion for bash\n"
-          "  --version           version, build, libraries and devices\n"
+        fprintf(out, "  %-12s %s\n", cli_commands[i]->name, cli_commands[i]->summary);
+    fputs("\n  help COMMAND          the flags of a command\n"
+          "  help --man            the manual page (mdoc)\n"
+          "  help --completion     completion for bash\n"
+          "  --version             version, build, libraries and devices\n"
           "\nexit codes: 0 done, 2 usage, 3 model, 4 input, 5 memory, 6 device, 7 output, 130 cancelled\n",
           out);
 }

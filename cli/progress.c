@@ -148,3 +148,26 @@ void cli_progress_end(cli_progress *p) {
     end_stage(p);
     p->begun = false;
 }
+
+void cli_bytes_init(cli_bytes *p, cli_volume volume, const char *what) {
+    const char *term = getenv("TERM");
+    *p = (cli_bytes){.what = what};
+    p->terminal = volume != CLI_QUIET && isatty(STDERR_FILENO) && term && strcmp(term, "dumb") != 0;
+}
+
+int cli_bytes_show(void *progress, uint64_t done, uint64_t total) {
+    cli_bytes *p = progress;
+    p->total = total;
+    if (p->terminal && cli_now_ms() - p->said_ms >= 100) {
+        fprintf(stderr, "\r\033[K%s: %.0f of %.0f MB", p->what, (double)done / 1e6, (double)total / 1e6);
+        fflush(stderr);
+        p->said_ms = cli_now_ms();
+        p->shown = true;
+    }
+    return cli_interrupted();
+}
+
+void cli_bytes_end(cli_bytes *p) {
+    if (p->shown) fputs("\r\033[K", stderr);
+    p->shown = false;
+}

@@ -7,6 +7,10 @@ static const char *const samplers[] = {"ddim", "euler", "euler_a", "dpm++2m", "u
 static const char *const schedulers[] = {"reference", "discrete", "karras", NULL};
 static const char *const rngs[] = {"cuda", "cpu", NULL};
 static const char *const precisions[] = {"auto", "fp32", "fp16", "bf16", NULL};
+static const char *const likes[] = {"sd15", NULL};
+static const char *const dtypes[] = {"fp32", "fp16", "bf16", NULL};
+static const char *const layouts[] = {"ldm",         "sd",        "control", "control-bare", "combined-pth", "sd-pth",
+                                      "control-pth", "diffusers", NULL};
 static const char *const demo_pictures[] = {"drawing", "photo", NULL};
 
 #define FLAG(n, c, h)                                                                                                  \
@@ -234,7 +238,54 @@ const opt_command cli_tune = {
     .n_specs = N_TUNE,
 };
 
-const opt_command *const cli_commands[] = {&cli_generate, &cli_canny, &cli_demo, &cli_info, &cli_tokenize, &cli_tune};
+static const opt_spec make_specs[N_MAKE] = {
+    FLAGS_OF_ALL,
+    [MAKE_LIKE] = CHOICE("like", likes, "sd15", "whose shapes: Stable Diffusion 1.5 with ControlNet"),
+    [MAKE_LAYOUT] = CHOICE("layout", layouts, "ldm",
+                           "ldm: one safetensors file; sd, control: without and only the ControlNet; control-bare: "
+                           "that without prefixes; -pth: as torch.save writes it; diffusers: a folder"),
+    [MAKE_DTYPE] = CHOICE("dtype", dtypes, "fp32", "type of the weights"),
+    [MAKE_SEED] = INT("seed", 's', 0, 4294967295.0, "1", "names the values, which are the same in every layout"),
+    [MAKE_SMALL] = FLAG("small", 0, "the same networks with narrow layers: a file of some megabytes, for tests"),
+};
+
+const opt_command cli_make_model = {
+    .name = "make-model",
+    .arguments = "[options] OUT",
+    .summary = "a model of random weights in a real model's shapes",
+    .text =
+        "Written a tensor at a time; for tests of loading, parity and speed without the real weights. Pictures that "
+        "it makes show nothing.",
+    .specs = make_specs,
+    .n_specs = N_MAKE,
+    .min_args = 1,
+    .max_args = 1,
+};
+
+static const opt_spec convert_specs[N_CONVERT] = {
+    FLAGS_OF_ALL,
+    [CONVERT_DTYPE] = CHOICE("dtype", dtypes, "as they are", "type of the weights"),
+    [CONVERT_TRANSFER] =
+        TEXT("transfer", 0, "BASE", NULL,
+             "the model that IN's ControlNet was trained on (SD1.5): with --community, that ControlNet "
+             "becomes the other's, w = control + (community - base)"),
+    [CONVERT_COMMUNITY] = TEXT("community", 0, "MODEL", NULL, "the model that the ControlNet is wanted for"),
+};
+
+const opt_command cli_convert = {
+    .name = "convert",
+    .arguments = "[options] IN OUT.safetensors",
+    .summary = "any model as safetensors",
+    .text = "IN may have any layout that is read. It is copied a tensor at a time; what is of no network (EMA weights, "
+            "an optimizer's state) is left out, metadata is kept, and nothing of a pickle is run.",
+    .specs = convert_specs,
+    .n_specs = N_CONVERT,
+    .min_args = 2,
+    .max_args = 2,
+};
+
+const opt_command *const cli_commands[] = {&cli_generate, &cli_canny,      &cli_demo,    &cli_info,
+                                            &cli_tokenize, &cli_make_model, &cli_convert, &cli_tune};
 const size_t cli_n_commands = sizeof cli_commands / sizeof *cli_commands;
 
-const char *const cli_reserved[] = {"doctor", "convert", "make-model", "fetch-vocab", "pd", "score", "serve", NULL};
+const char *const cli_reserved[] = {"doctor", "fetch-vocab", "pd", "score", "serve", NULL};

@@ -71,7 +71,10 @@ enum {
 };
 enum { DEMO_PICTURE = N_ALL, DEMO_PROMPT, DEMO_SEED, DEMO_OUTPUT, DEMO_DEVICE, DEMO_THREADS, N_DEMO };
 
-extern const opt_command cli_generate, cli_canny, cli_info, cli_tokenize, cli_demo, cli_tune;
+enum { MAKE_LIKE = N_ALL, MAKE_LAYOUT, MAKE_DTYPE, MAKE_SEED, MAKE_SMALL, N_MAKE };
+enum { CONVERT_DTYPE = N_ALL, CONVERT_TRANSFER, CONVERT_COMMUNITY, N_CONVERT };
+
+extern const opt_command cli_generate, cli_canny, cli_info, cli_tokenize, cli_demo, cli_make_model, cli_convert, cli_tune;
 
 /* All commands in the order of the help, and how many. */
 extern const opt_command *const cli_commands[];

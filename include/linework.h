@@ -223,6 +223,47 @@ LW_API const lw_tokenizer *lw_engine_tokenizer(const lw_engine *engine);
  * its headers alone. *json is freed with lw_free. LW_EMODEL: not a model, or it holds no known network. */
 LW_API lw_status lw_model_info(const char *path, char **json, lw_error *err);
 
+/* ------------------------------------------------------------- model files ---- */
+
+/* done of total bytes are read or written. Non-zero return cancels: the call returns LW_ECANCEL and leaves nothing. */
+typedef int (*lw_bytes_fn)(void *user, uint64_t done, uint64_t total);
+
+typedef struct lw_make_params {
+    uint32_t size;
+    const char *like;   /* whose shapes: "sd15", with ControlNet */
+    const char *layout; /* "ldm": one safetensors file of all networks; "sd" and "control": one without the ControlNet,
+                           and the ControlNet alone; "control-bare": its keys without prefix; "combined-pth", "sd-pth",
+                           "control-pth": the same as torch.save writes them; "diffusers": a folder */
+    lw_precision dtype; /* AUTO: fp32 */
+    uint64_t seed;
+    int32_t small; /* non-zero: the same networks with narrow layers, for tests */
+    lw_bytes_fn progress;
+    void *user;
+} lw_make_params;
+
+LW_API void lw_make_params_init(lw_make_params *params); /* sd15, ldm, fp32, seed 1 */
+
+/* Writes a model of random weights, a tensor at a time. A seed's values are the same in every layout and on every
+ * machine (docs/model-files.md says how they are made). LW_EOUTPUT; nothing half-written stays. A folder must not be
+ * there before. */
+LW_API lw_status lw_model_make(const char *path, const lw_make_params *params, lw_error *err);
+
+typedef struct lw_convert_params {
+    uint32_t size;
+    lw_precision dtype;    /* of the real tensors; AUTO: as they are (float64 becomes float32) */
+    const char *base;      /* with community: ControlNet's transfer, w = control + (community - base) for each of the */
+    const char *community; /* ControlNet's tensors with a twin in the UNet; UNet, VAE and CLIP become community's */
+    lw_bytes_fn progress;
+    void *user;
+} lw_convert_params;
+
+LW_API void lw_convert_params_init(lw_convert_params *params);
+
+/* Writes the model at path, of any layout that opens, as safetensors in the LDM naming, a tensor at a time; metadata is
+ * kept, tensors of no network are left out. LW_EMODEL: NaN or infinity too, also where dtype is too narrow; LW_EINVAL:
+ * out is one of the files read. */
+LW_API lw_status lw_model_convert(const char *path, const char *out, const lw_convert_params *params, lw_error *err);
+
 /* ----------------------------------------------------------------- request ---- */
 
 typedef struct lw_control {

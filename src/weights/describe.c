@@ -7,12 +7,8 @@
 #include <string.h>
 
 static lw_network network_of(const lw_tensor *t) {
-    for (int i = 0; i < LW_N_NETS; i++) {
-        const char *name = lw_network_name((lw_network)i);
-        size_t n = strlen(name);
-        if (strncmp(t->name, name, n) == 0 && t->name[n] == '.') return (lw_network)i;
-    }
-    return LW_NET_NONE;
+    const char *rest;
+    return lw_canonical_network(t->name, &rest);
 }
 
 static bool is_real(lw_dtype dtype) {

@@ -70,6 +70,34 @@ lw_status lw_folder_find(const char *path, lw_network part, lw_arena *arena, lw_
 /* What the folder's config.json files say beyond shapes, as the metadata "linework", where no file has one. */
 lw_status lw_folder_config(const char *path, lw_listing *listing, lw_error *err);
 
+/* ---- writing */
+
+/* A file being written: made beside its name, put in place by closing it. */
+typedef struct lw_sink {
+    const char *path; /* borrowed */
+    char *beside;     /* NULL: a device or FIFO, written directly */
+    int fd;
+    uint64_t at; /* bytes so far */
+} lw_sink;
+
+lw_status lw_sink_open(lw_sink *sink, const char *path, lw_error *err);
+lw_status lw_sink_put(lw_sink *sink, const void *bytes, size_t n, lw_error *err);
+/* In place if status is LW_OK, else gone; the status, or that of the closing. */
+lw_status lw_sink_close(lw_sink *sink, lw_status status, lw_error *err);
+
+/* Bytes that grow; `failed` stays set once memory was short. Freed with lw_free(data). */
+typedef struct lw_text {
+    char *data;
+    size_t n, room;
+    bool failed;
+} lw_text;
+
+void lw_text_add(lw_text *text, const void *bytes, size_t n);
+
+/* The bytes of tensors[i]: its own, or those that load makes in a new *buffer, freed with lw_free. */
+lw_status lw_save_bytes(const char *path, const lw_save *save, size_t i, void **buffer, const void **data,
+                        size_t *bytes, lw_error *err);
+
 /* Elements of dims[rank] and row-major strides; false on overflow or a negative dimension. */
 bool lw_shape_count(const int64_t *dims, int32_t rank, int64_t *strides, size_t *n);
 

@@ -144,6 +144,18 @@ const lw_signature lw_signatures[] = {
 
 const char *lw_network_name(lw_network network) { return networks[network].name; }
 
+const char *lw_network_prefix(lw_network network) { return networks[network].ldm_prefix; }
+
+lw_network lw_canonical_network(const char *name, const char **rest) {
+    for (int i = 0; i < LW_N_NETS; i++) {
+        size_t n = strlen(networks[i].name);
+        if (strncmp(name, networks[i].name, n) != 0 || name[n] != '.') continue;
+        *rest = name + n + 1;
+        return (lw_network)i;
+    }
+    return LW_NET_NONE;
+}
+
 lw_network lw_ldm_network(const char *key, const char **rest) {
     for (int i = 0; i < LW_N_NETS; i++) {
         size_t n = strlen(networks[i].ldm_prefix);

@@ -20,6 +20,11 @@ enum { LW_NAME_CAP = 256, LW_MAX_LEVELS = 16 };
 
 const char *lw_network_name(lw_network network); /* "unet", "control", "vae", "clip" */
 
+const char *lw_network_prefix(lw_network network); /* of its keys in the LDM naming: "control_model." */
+
+/* The network of a canonical name ("unet.out.2.weight") and, in *rest, the name after it. */
+lw_network lw_canonical_network(const char *name, const char **rest);
+
 /* The network of a key with its LDM prefix ("control_model."…) and, in *rest, the name after it. */
 lw_network lw_ldm_network(const char *key, const char **rest);
 

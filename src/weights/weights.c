@@ -240,6 +240,16 @@ const lw_field *lw_weights_fields(const lw_weights *weights, size_t *n) {
     return weights->listing.metadata;
 }
 
+bool lw_weights_reads(const lw_weights *weights, const char *path) {
+    struct stat a, b;
+    if (stat(path, &a) != 0) return false;
+    for (uint32_t i = 0; i < weights->n_sources; i++)
+        if (weights->sources[i].fd >= 0 && fstat(weights->sources[i].fd, &b) == 0 && a.st_dev == b.st_dev &&
+            a.st_ino == b.st_ino)
+            return true;
+    return false;
+}
+
 uint64_t lw_weights_file_bytes(const lw_weights *weights) {
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < weights->n_sources; i++) bytes += weights->sources[i].size;

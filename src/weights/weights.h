@@ -43,6 +43,7 @@ size_t lw_weights_ignored(const lw_weights *weights);                /* keys of 
 /* The metadata value of key ("linework" for ours), or NULL. Borrowed until the store is closed. */
 const char *lw_weights_metadata(const lw_weights *weights, const char *key);
 const lw_field *lw_weights_fields(const lw_weights *weights, size_t *n); /* all of it, in file order */
+bool lw_weights_reads(const lw_weights *weights, const char *path);      /* is path one of its files? */
 uint64_t lw_weights_file_bytes(const lw_weights *weights);               /* of all files together */
 /* "safetensors-ldm", "torch-zip-ldm", "diffusers-folder", … */
 const char *lw_weights_layout(const lw_weights *weights);
@@ -82,5 +83,12 @@ typedef struct lw_save {
 /* Writes safetensors: the bytes that safetensors' own writer makes (elements of larger types first, then by name). A
  * temporary file beside path is renamed when whole; a device or FIFO is written directly. LW_EOUTPUT on failure. */
 lw_status lw_safetensors_write(const char *path, const lw_save *save, lw_error *err);
+
+/* Writes what torch.save does: a zip of stored entries with a pickle, metadata left out. wrapped: the tensors stand
+ * under "state_dict", as in Lightning's checkpoints. Files as above. */
+lw_status lw_torch_write(const char *path, const lw_save *save, bool wrapped, lw_error *err);
+
+/* n floats as dtype, rounded to nearest even; of the integers only I64 (for position_ids). */
+void lw_from_f32(lw_dtype dtype, const float *src, void *dst, size_t n);
 
 #endif

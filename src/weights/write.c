@@ -1,14 +1,10 @@
 /* SPDX-License-Identifier: MIT
  * Writing safetensors, the same bytes as the format's own library: a model can be compared by its hash. */
-#include "weights/weights.h"
+#include "weights/format.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 /* Where the library sorts by type first, its order of the types; larger elements come first, so all are aligned. */
 static int type_order(lw_dtype dtype) {
@@ -38,28 +34,9 @@ static lw_status tensor_bytes(const char *path, const lw_save_tensor *t, size_t 
     return LW_OK;
 }
 
-/* A growing text; `failed` stays set once memory was short. */
-typedef struct text {
-    char *data;
-    size_t n, room;
-    bool failed;
-} text;
+static void append_text(lw_text *t, const char *s) { lw_text_add(t, s, strlen(s)); }
 
-static void append(text *t, const char *s, size_t n) {
-    if (!t->failed && t->n + n > t->room) {
-        size_t room = (t->n + n) * 2 + 4096;
-        char *grown = lw_realloc(t->data, room, 1);
-        if (grown) t->data = grown, t->room = room;
-        else t->failed = true;
-    }
-    if (t->failed) return;
-    memcpy(t->data + t->n, s, n);
-    t->n += n;
-}
-
-static void append_text(text *t, const char *s) { append(t, s, strlen(s)); }
-
-static void append_string(text *t, const char *s) {
+static void append_string(lw_text *t, const char *s) {
     json_t *value = json_string(s); /* NULL where s is not UTF-8 */
     char *quoted = value ? json_dumps(value, JSON_ENCODE_ANY) : NULL;
     if (quoted) append_text(t, quoted);
@@ -68,7 +45,7 @@ static void append_string(text *t, const char *s) {
     json_decref(value);
 }
 
-static void append_tensor(text *t, const lw_save_tensor *tensor, size_t begin, size_t end) {
+static void append_tensor(lw_text *t, const lw_save_tensor *tensor, size_t begin, size_t end) {
     char number[80];
     append_string(t, tensor->name);
     append_text(t, ":{\"dtype\":\"");
@@ -82,7 +59,7 @@ static void append_tensor(text *t, const lw_save_tensor *tensor, size_t begin, s
     append_text(t, number);
 }
 
-static lw_status make_header(const char *path, const lw_save *save, const lw_save_tensor *const *order, text *t,
+static lw_status make_header(const char *path, const lw_save *save, const lw_save_tensor *const *order, lw_text *t,
                              lw_error *err) {
     size_t at = 0, bytes;
     append_text(t, "{");
@@ -114,41 +91,49 @@ static lw_status make_header(const char *path, const lw_save *save, const lw_sav
     return LW_OK;
 }
 
-static lw_status put(int fd, const char *path, const void *bytes, size_t n, lw_error *err) {
-    for (size_t done = 0; done < n;) {
-        size_t want = n - done < (size_t)1 << 30 ? n - done : (size_t)1 << 30;
-        ssize_t r = lw_fault_hit() ? (errno = EIO, -1) : write(fd, (const char *)bytes + done, want);
-        if (r < 0 && errno == EINTR) continue;
-        if (r <= 0) return lw_fail(err, LW_EOUTPUT, "%s: can't be written: %s", path, strerror(r ? errno : ENOSPC));
-        done += (size_t)r;
+void lw_from_f32(lw_dtype dtype, const float *src, void *dst, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (dtype == LW_F32) ((float *)dst)[i] = src[i];
+        else if (dtype == LW_F16) ((uint16_t *)dst)[i] = lw_f32_to_f16(src[i]);
+        else if (dtype == LW_BF16) ((uint16_t *)dst)[i] = lw_f32_to_bf16(src[i]);
+        else if (dtype == LW_F64) ((double *)dst)[i] = (double)src[i];
+        else if (dtype == LW_I64) ((int64_t *)dst)[i] = (int64_t)src[i];
     }
-    return LW_OK;
 }
 
-static lw_status put_all(int fd, const char *path, const lw_save *save, const lw_save_tensor *const *order,
-                         lw_error *err) {
+/* The bytes of tensors[i]: its own, or those that load makes in a new *buffer. */
+lw_status lw_save_bytes(const char *path, const lw_save *save, size_t i, void **buffer, const void **data,
+                        size_t *bytes, lw_error *err) {
+    const lw_save_tensor *t = &save->tensors[i];
+    *buffer = NULL;
+    *data = t->data;
+    LW_TRY(tensor_bytes(path, t, bytes, err));
+    if (*data) return LW_OK;
+    *buffer = lw_alloc_aligned(*bytes);
+    if (!*buffer) return lw_fail(err, LW_ENOMEM, "%s: no memory for the %zu bytes of %s", path, *bytes, t->name);
+    *data = *buffer;
+    lw_status status = save->load(save->user, i, *buffer, err);
+    if (status != LW_OK) {
+        lw_free(*buffer);
+        *buffer = NULL;
+    }
+    return status;
+}
+
+static lw_status put_all(lw_sink *sink, const lw_save *save, const lw_save_tensor *const *order, lw_error *err) {
     lw_status status = LW_OK;
-    text header = {0};
+    lw_text header = {0};
     void *buffer = NULL;
+    const void *data;
     uint8_t length[8];
     size_t bytes;
-    LW_GO(make_header(path, save, order, &header, err));
+    LW_GO(make_header(sink->path, save, order, &header, err));
     for (int i = 0; i < 8; i++) length[i] = (uint8_t)(header.n >> (8 * i));
-    LW_GO(put(fd, path, length, 8, err));
-    LW_GO(put(fd, path, header.data, header.n, err));
+    LW_GO(lw_sink_put(sink, length, 8, err));
+    LW_GO(lw_sink_put(sink, header.data, header.n, err));
     for (size_t i = 0; i < save->n; i++) {
-        const void *data = order[i]->data;
-        LW_GO(tensor_bytes(path, order[i], &bytes, err));
-        if (!data) {
-            buffer = lw_alloc_aligned(bytes);
-            if (!buffer) {
-                status = lw_fail(err, LW_ENOMEM, "%s: no memory for the %zu bytes of %s", path, bytes, order[i]->name);
-                goto out;
-            }
-            LW_GO(save->load(save->user, (size_t)(order[i] - save->tensors), buffer, err));
-            data = buffer;
-        }
-        LW_GO(put(fd, path, data, bytes, err));
+        LW_GO(lw_save_bytes(sink->path, save, (size_t)(order[i] - save->tensors), &buffer, &data, &bytes, err));
+        LW_GO(lw_sink_put(sink, data, bytes, err));
         lw_free(buffer);
         buffer = NULL;
     }
@@ -158,44 +143,14 @@ out:
     return status;
 }
 
-/* A new file beside path, with the mode that the process's umask gives (mkstemp's is 0600, and reading the umask is a
- * race between threads). *name is freed with lw_free. */
-static int open_beside(const char *path, char **name) {
-    for (int i = 0; i < 100; i++) {
-        *name = lw_format("%s.tmp-%ld-%d", path, (long)getpid(), i);
-        if (!*name) return errno = ENOMEM, -1;
-        int fd = lw_fault_hit() ? (errno = EIO, -1) : open(*name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        if (fd >= 0) return fd;
-        lw_free(*name);
-        *name = NULL;
-        if (errno != EEXIST) break;
-    }
-    return -1;
-}
-
 lw_status lw_safetensors_write(const char *path, const lw_save *save, lw_error *err) {
-    lw_status status = LW_OK;
-    struct stat st;
-    bool direct = stat(path, &st) == 0 && !S_ISREG(st.st_mode); /* a device or FIFO is not replaced */
-    char *beside = NULL;
-    int fd = -1;
+    lw_sink sink;
     const lw_save_tensor **order = lw_alloc(save->n, sizeof *order);
     if (!order) return lw_fail(err, LW_ENOMEM, "%s: no memory to write it", path);
     for (size_t i = 0; i < save->n; i++) order[i] = &save->tensors[i];
     qsort(order, save->n, sizeof *order, by_type_and_name);
-    fd = direct ? open(path, O_WRONLY | O_CLOEXEC) : open_beside(path, &beside);
-    if (fd < 0) {
-        status = lw_fail(err, LW_EOUTPUT, "%s: can't be written: %s", path, strerror(errno));
-        goto out;
-    }
-    status = put_all(fd, path, save, order, err);
-    if (close(fd) != 0 && status == LW_OK)
-        status = lw_fail(err, LW_EOUTPUT, "%s: can't be written: %s", path, strerror(errno));
-    if (beside && status == LW_OK && rename(beside, path) != 0)
-        status = lw_fail(err, LW_EOUTPUT, "%s: can't be put in place: %s", path, strerror(errno));
-    if (beside && status != LW_OK) unlink(beside);
-out:
+    lw_status status = lw_sink_open(&sink, path, err);
+    if (status == LW_OK) status = lw_sink_close(&sink, put_all(&sink, save, order, err), err);
     lw_free(order);
-    lw_free(beside);
     return status;
 }

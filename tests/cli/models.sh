@@ -1,0 +1,123 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# Model files made, opened in every layout, and (with numpy there) made again by Python, byte for byte.
+# shellcheck source=tests/cli/lib.sh
+. "$(dirname "$0")/lib.sh"
+tools=$data/../../tools
+
+# A picture of a small model's; OUT MODEL MORE...
+draw() {
+    out=$1 model=$2
+    shift 2
+    run 0 generate -m "$model" --vocab "$data/tiny/merges.txt" -i in.ppm -p "a house" -W 64 -H 64 -t 1 --steps 4 -s 3 -q -o "$out" "$@"
+}
+
+run 2 make-model; says "OUT"
+run 2 make-model a b
+run 2 make-model x --like sdxl
+run 2 make-model x --layout difusers; says "did you mean diffusers?"
+run 2 make-model x --dtype int8
+run 2 make-model x --seed -1
+run 7 make-model --small /nowhere/x
+run 7 make-model --small --layout diffusers /nowhere/x
+absent x
+
+# Every layout opens, and those of the same values make the same picture.
+for layout in ldm sd control control-bare combined-pth sd-pth control-pth diffusers; do
+    run 0 make-model --small --dtype fp16 --layout $layout m-$layout; prints "$layout of sd15"
+    run 0 info m-$layout; prints "F16"
+done
+run 7 make-model --small --layout diffusers m-diffusers; says "there already"
+run 0 make-model --small --dtype fp16 again --json; prints '"seed": 1'
+that cmp -s again m-ldm
+run 0 make-model --small --dtype fp16 --seed 2 other
+checks=$((checks + 1)); cmp -s other m-ldm && fail "two seeds make the same model"
+draw ldm.ppm m-ldm
+draw pth.ppm m-combined-pth; that cmp -s ldm.ppm pth.ppm
+draw diffusers.ppm m-diffusers; that cmp -s ldm.ppm diffusers.ppm
+draw two.ppm m-sd --control-net m-control-bare; that cmp -s ldm.ppm two.ppm
+draw three.ppm m-sd-pth --control-net m-control-pth; that cmp -s ldm.ppm three.ppm
+draw four.ppm m-diffusers --control-net m-control; that cmp -s ldm.ppm four.ppm
+draw other.ppm other
+checks=$((checks + 1)); cmp -s other.ppm ldm.ppm && fail "two models make the same picture"
+
+if python3 -c 'import numpy' 2>/dev/null; then
+    for dtype in fp32 fp16 bf16; do
+        run 0 make-model --small --dtype $dtype --seed 4294967295 c
+        checks=$((checks + 1))
+        python3 "$tools/make_model.py" --small --dtype $dtype --seed 4294967295 python || fail "make_model.py $dtype"
+        that cmp -s c python
+    done
+fi
+if python3 -c 'import torch' 2>/dev/null; then
+    for file in m-combined-pth m-sd-pth; do
+        checks=$((checks + 1))
+        python3 -c 'import sys, torch
+d = torch.load(sys.argv[1], weights_only=True)
+d = d.get("state_dict", d)
+assert d["betas"].shape == (1000,) and d["model.diffusion_model.out.2.weight"].dtype == torch.float16' $file || fail "torch.load of $file"
+    done
+fi
+
+# convert: from every layout the same file, whose picture is the original's.
+run 2 convert m-ldm
+run 2 convert m-ldm m-ldm; says "is a file of"
+ln m-ldm linked
+run 2 convert linked m-ldm; says "is a file of"
+run 2 convert m-diffusers m-diffusers/unet/diffusion_pytorch_model.safetensors; says "is a file of"
+run 2 convert m-ldm x --transfer m-sd
+run 2 convert m-ldm x --dtype fp8
+run 3 convert m-nowhere x
+run 3 convert in.ppm x
+run 7 convert m-ldm /nowhere/x
+absent x
+run 0 convert m-ldm c-ldm; draw x.ppm c-ldm; that cmp -s ldm.ppm x.ppm
+run 0 convert m-combined-pth c-pth --json; prints '"transferred": false'
+draw x.ppm c-pth; that cmp -s ldm.ppm x.ppm
+run 0 convert m-diffusers c-diffusers; draw x.ppm c-diffusers; that cmp -s ldm.ppm x.ppm
+run 0 convert m-control-bare c-control; that cmp -s c-control m-control
+draw x.ppm m-sd --control-net c-control; that cmp -s ldm.ppm x.ppm
+run 0 convert m-ldm c-fp32 --dtype fp32; draw x.ppm c-fp32; that cmp -s ldm.ppm x.ppm
+run 0 convert c-fp32 c-fp16 --dtype fp16; that cmp -s c-fp16 c-ldm
+run 0 make-model --small wide
+run 0 convert wide narrow --dtype fp16; run 0 convert m-ldm same; that cmp -s narrow same
+
+# The transfer: to the base itself nothing changes; to another model, its UNet, and twins move by the difference.
+run 0 convert m-ldm t-same --transfer m-sd --community m-sd; that cmp -s t-same c-ldm
+run 0 make-model --small --layout sd --seed 2 community
+run 0 convert wide t-other --transfer m-sd --community community
+run 3 convert m-sd x --transfer m-sd --community community; says "no ControlNet"
+run 3 convert m-ldm x --transfer m-control --community community; says "no UNet"
+if python3 -c 'import numpy' 2>/dev/null; then
+    checks=$((checks + 1))
+    python3 - wide m-sd community t-other <<'PYTHON' || fail "the transfer is not the reference's"
+import json, sys
+import numpy as np
+def read(path):
+    b = open(path, "rb").read()
+    n = int.from_bytes(b[:8], "little")
+    types = {"F32": np.float32, "F16": np.float16, "I64": np.int64}
+    return {k: np.frombuffer(b[8 + n:][slice(*v["data_offsets"])], types[v["dtype"]]).astype(np.float32)
+            for k, v in json.loads(b[8:8 + n]).items() if k != "__metadata__"}
+model, base, community, got = map(read, sys.argv[1:])
+for k, v in got.items():
+    twin = k.replace("control_model.", "model.diffusion_model.")
+    if k.startswith(("first_stage", "cond_stage")): want = community[k]
+    elif twin in base: want = model[k] + community[twin] - base[twin]
+    else: want = model[k]
+    assert (v == want).all(), k
+assert len(got) == len(model) - 13
+PYTHON
+fi
+
+# A file that may not grow stands for a full disk.
+checks=$((checks + 1))
+(ulimit -f 100; exec "$program" make-model --small full >/dev/null 2>err)
+[ $? -eq 7 ] || fail "a full disk is not exit 7"
+checks=$((checks + 1))
+(ulimit -f 100; exec "$program" make-model --small --layout diffusers full >/dev/null 2>err)
+[ $? -eq 7 ] || fail "a full disk is not exit 7"
+checks=$((checks + 1))
+[ -z "$(find . -maxdepth 1 -name '*full*')" ] || fail "something half-written is left"
+
+finish
