@@ -16,14 +16,12 @@ test: build
 	ctest --test-dir build --output-on-failure -j2 -LE slow
 	tools/asan_test
 
-# What takes long or needs PyPI.
+# What takes long. What needs PyPI is run by hand: tools/check_opencv.py, tools/check_tokenizer.py, tools/reference.
 test-all: test
 	ctest --test-dir build --output-on-failure -L slow
 	tools/tsan_test
-	tools/analyze
 	tools/abi_check
 	tools/fuzz 60
-	tools/check_pypi
 
 asan:
 	cmake --preset asan && cmake --build --preset asan && ctest --test-dir build/asan --output-on-failure -j2
