@@ -299,9 +299,11 @@ static int32_t at_most(int64_t v, int64_t most) { return (int32_t)(v > most ? mo
 static int32_t parts(int32_t n, int32_t each) { return (n + each - 1) / each; }
 static int32_t up_to(int32_t v, int32_t multiple) { return parts(v, multiple) * multiple; }
 
-/* By the shape alone, never by the number of threads: chunks of some 5 MFLOP (tens of microseconds). Where the weights
- * are more than a core's cache, the output channels are cut first, so that each weight is read by one core only; else
- * the rows, so that all read the same weights. */
+/* By the shape alone, never by the number of threads: chunks of some 5 MFLOP (tens of microseconds). Where a product's
+ * weights are more than a core's cache, the output channels are cut first, so that each weight is read by one core
+ * only; else the rows, so that all read the same weights. A window's output channels are never cut: oneDNN's fast
+ * convolutions take nhwc without gaps alone, and for a slice of channels it falls back on its reference, which is 500
+ * times slower. */
 static cuts choose_cuts(const lw_product_args *p) {
     bool rows = is_matmul(p);
     int32_t pictures = p->out.g * p->out.n, n_rows = rows ? pictures * p->out.h * p->out.w : p->out.h, c = p->out.c;
@@ -309,17 +311,14 @@ static cuts choose_cuts(const lw_product_args *p) {
     int32_t want = at_most((int64_t)(flop / 5e6), MAX_CHUNKS / 2);
     bool heavy = each * c * 2 > 512 * 1024; /* bytes of weights */
     cuts k = {.block = c, .band = n_rows, .n_pictures = rows ? 1 : pictures};
-    if (!rows && heavy && p->out.h * p->out.w <= 128) k.n_pictures = 1;
     int32_t left = want / k.n_pictures > 0 ? want / k.n_pictures : 1, shortest = rows ? 48 : 4;
-    if (heavy) k.block = up_to(parts(c, at_most(c / 64, left)), 16);
+    if (rows && heavy) k.block = up_to(parts(c, at_most(c / 64, left)), 16);
     k.n_blocks = parts(c, k.block);
     left /= k.n_blocks;
-    bool together =
-        !rows && k.n_pictures == 1 && pictures > 1; /* bands of several pictures would not be one block of memory */
-    if (!together) k.band = parts(n_rows, at_most(n_rows / shortest, left > 0 ? left : 1));
+    k.band = parts(n_rows, at_most(n_rows / shortest, left > 0 ? left : 1));
     k.n_bands = parts(n_rows, k.band);
     left /= k.n_bands;
-    if (!heavy && left > 1) {
+    if (rows && !heavy && left > 1) {
         k.block = up_to(parts(c, at_most(c / 64, left)), 16);
         k.n_blocks = parts(c, k.block);
     }

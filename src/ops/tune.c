@@ -12,8 +12,9 @@
 enum { MAX_TACTICS = 8, MAX_COPIES = 4, MAX_BUFFERS = 16, MIN_ROUNDS = 3, STALE_ROUNDS = 25 };
 
 static const double default_budget_ms = 100, copies_flop = 24e9;
-/* Another tactic has to win by this much: what is less may be chance, and the first one needs no more memory. */
-static const double clear_win = 0.97;
+/* Another tactic has to win by so much and in so many of the rounds, of which each compares turns of the same moment:
+ * what is less may be chance, and the first one needs no more memory. */
+static const double clear_win = 0.97, most_rounds = 2.0 / 3;
 /* A long tactic that stays so many times behind the best has no further turn. */
 static const double hopeless = 3;
 
@@ -95,6 +96,8 @@ typedef struct rig {
     const lw_tactic *tactics[MAX_TACTICS];
     lw_plan *plans[MAX_TACTICS];
     double best_ms[MAX_TACTICS];
+    int32_t rounds[MAX_TACTICS],
+        wins[MAX_TACTICS];        /* turns taken, and those that beat the first tactic's of the round */
     int32_t buffers[MAX_BUFFERS]; /* of the op's own program; here they are extern "bI" */
     void *memory[MAX_BUFFERS];
     lw_dtype dtypes[MAX_BUFFERS];
@@ -258,22 +261,29 @@ static double best_of(const rig *r) {
  * Ends when the budget is spent, or no turn of some rounds was better than what was known. */
 static lw_status time_all(rig *r, double budget_ms, lw_error *err) {
     bool out[MAX_TACTICS] = {false};
-    double ms, spent = 0;
+    double ms, first = 0, spent = 0;
     for (int32_t i = 0; i < r->n_tactics; i++) LW_TRY(turn(r, i, &ms, err)); /* pages and code come in */
     for (int32_t round = 0, stale = 0; stale < STALE_ROUNDS; round++, stale++) {
         if (round >= MIN_ROUNDS && spent >= budget_ms * r->n_tactics) break;
         for (int32_t i = 0; i < r->n_tactics; i++) {
             if (out[i]) continue;
             LW_TRY(turn(r, i, &ms, err));
+            if (!i) first = ms;
+            r->rounds[i]++;
+            r->wins[i] += ms < first;
             spent += ms * r->copies;
             if (round && ms >= r->best_ms[i]) continue;
             if (!round || ms < r->best_ms[i] * 0.98) stale = 0;
             r->best_ms[i] = ms;
         }
-        for (int32_t i = 0; round >= MIN_ROUNDS && i < r->n_tactics; i++)
+        for (int32_t i = 1; round >= MIN_ROUNDS && i < r->n_tactics; i++)
             out[i] = r->best_ms[i] > best_of(r) * hopeless && r->best_ms[i] > 20;
     }
     return LW_OK;
+}
+
+static bool clearly_wins(const rig *r, int32_t i) {
+    return r->best_ms[i] < r->best_ms[0] * clear_win && r->wins[i] >= r->rounds[i] * most_rounds;
 }
 
 static lw_status tune_one(lw_backend *backend, const found *f, double budget_ms, lw_tune_op *out, lw_error *err) {
@@ -283,8 +293,7 @@ static lw_status tune_one(lw_backend *backend, const found *f, double budget_ms,
     if (status == LW_OK) {
         int32_t best = 0;
         for (int32_t i = 1; i < r.n_tactics; i++)
-            if (r.best_ms[i] < r.best_ms[best]) best = i;
-        if (r.best_ms[best] > r.best_ms[0] * clear_win) best = 0;
+            if (clearly_wins(&r, i) && r.best_ms[i] < r.best_ms[best]) best = i;
         *out = (lw_tune_op){.choice = {.signature = f->signature, .us = r.best_ms[best] * 1e3},
                             .heuristic = r.tactics[0]->name,
                             .heuristic_us = r.best_ms[0] * 1e3,
