@@ -3,12 +3,11 @@
 #ifndef LW_CUDA_DEVICE_H
 #define LW_CUDA_DEVICE_H
 
-#include <cublasLt.h>
-#include <cudnn.h>
 #include <pthread.h>
 
 #include "cuda/cuda.h"
 #include "cuda/kernels.h"
+#include "cuda/libraries.h"
 
 /* Where work goes: a stream. The backend has one; a session's own or one that captures takes its place by lw_run. */
 typedef struct cu_queue {
@@ -25,6 +24,8 @@ typedef struct cu_backend {
     int32_t index, major, minor, n_sm;
     char name[64]; /* of the device */
     cu_queue queue;
+    cu_blas_functions lt;
+    cu_dnn_functions dn;
     cublasLtHandle_t blas;
     cudnnHandle_t dnn;
     pthread_mutex_t lock;   /* of all below, and of dnn */
@@ -48,10 +49,11 @@ lw_status cu_fail_dnn(const lw_backend *backend, lw_error *err, cudnnStatus_t e,
         cudaError_t cu_e = lw_fault_hit() ? cudaErrorUnknown : (call);                                                 \
         if (cu_e != cudaSuccess) return cu_fail(backend, err, cu_e, #call);                                            \
     } while (0)
+/* CU_TRY_BLAS(backend, err, Create(&handle)): the call without its prefix */
 #define CU_TRY_BLAS(backend, err, call)                                                                                \
     do {                                                                                                               \
-        cublasStatus_t cu_e = lw_fault_hit() ? CUBLAS_STATUS_INTERNAL_ERROR : (call);                                  \
-        if (cu_e != CUBLAS_STATUS_SUCCESS) return cu_fail_blas(backend, err, cu_e, #call);                             \
+        cublasStatus_t cu_e = lw_fault_hit() ? CUBLAS_STATUS_INTERNAL_ERROR : cu_of(backend)->lt.call;                 \
+        if (cu_e != CUBLAS_STATUS_SUCCESS) return cu_fail_blas(backend, err, cu_e, "cublasLt" #call);                  \
     } while (0)
 
 /* Makes the backend's device the calling thread's. */
@@ -108,6 +110,6 @@ extern const lw_tactic cu_conv2d_mma; /* one of them: where cuDNN has no engine 
 extern const lw_tactic *const cu_kernel_tactics[];
 extern const lw_tactic *const cu_wide_tactics[]; /* attention that cu_kernel_tactics does not take */
 
-void cu_free_conv_plans(cu_conv_plan *plans);
+void cu_free_conv_plans(const cu_dnn_functions *dn, cu_conv_plan *plans);
 
 #endif
