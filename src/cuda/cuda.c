@@ -283,6 +283,10 @@ static lw_status open_device(cu_backend *b, lw_error *err) {
         CU_TRY(&b->base, err, cudaMallocHost(&b->stage[i], CU_STAGE_BYTES));
         CU_TRY(&b->base, err, cudaEventCreateWithFlags(&b->sent[i], cudaEventDisableTiming));
     }
+    enum cudaDriverEntryPointQueryResult found;
+    CU_TRY(&b->base, err,
+           cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &b->encode, 12000, cudaEnableDefault, &found));
+    if (found != cudaDriverEntryPointSuccess) b->encode = NULL;
     LW_TRY(cu_load_blas(&b->lt, err));
     LW_TRY(cu_load_dnn(&b->dn, err));
     CU_TRY_BLAS(&b->base, err, Create(&b->blas));
@@ -305,6 +309,7 @@ lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error 
     if (!b) return lw_fail(err, LW_ENOMEM, "no memory for the CUDA backend");
     bool exact = params->precision == LW_PRECISION_FP32;
     b->index = params->device_index;
+    b->overlap = params->overlap;
     b->base = (lw_backend){.name = "cuda",
                            .device = LW_DEVICE_CUDA,
                            .precision = exact ? LW_PRECISION_FP32 : LW_PRECISION_FP16,
@@ -326,6 +331,7 @@ lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error 
     add_tactics(b, cu_blas_tactics);
     add_tactics(b, cu_dnn_tactics);
     add_tactics(b, cu_product_tactics);
+    if (!params->no_wgmma) add_tactics(b, cu_wgmma_tactics);
     add_tactics(b, cu_kernel_tactics);
     add_tactics(b, cu_wide_tactics);
     *out = &b->base;

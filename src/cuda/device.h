@@ -15,7 +15,7 @@ typedef struct cu_queue {
     bool captures;
 } cu_queue;
 
-enum { CU_STAGES = 2, CU_STAGE_BYTES = 8 << 20, CU_MAX_TACTICS = 32 };
+enum { CU_STAGES = 2, CU_STAGE_BYTES = 8 << 20, CU_MAX_TACTICS = 48 };
 
 typedef struct cu_conv_plan cu_conv_plan; /* cudnn.c */
 
@@ -26,6 +26,8 @@ typedef struct cu_backend {
     cu_queue queue;
     cu_blas_functions lt;
     cu_dnn_functions dn;
+    void *encode; /* the driver's cuTensorMapEncodeTiled, NULL where it has none */
+    bool overlap; /* our products begin while the launch before ends */
     cublasLtHandle_t blas;
     cudnnHandle_t dnn;
     pthread_mutex_t lock;   /* of all below, and of dnn */
@@ -66,10 +68,9 @@ lw_status cu_launched(lw_backend *backend, const lw_op *op, cudaError_t e, lw_er
 
 /* ---- views and packs */
 
-/* One along g or n is the same for all of them. */
-static inline cu_view cu_view_at(const lw_run *run, lw_view v) {
-    return (cu_view){.p = lw_at(run, v),
-                     .half = v.dtype == LW_F16,
+/* Sizes and strides. One along g or n is the same for all of them. */
+static inline cu_view cu_view_of(lw_view v) {
+    return (cu_view){.half = v.dtype == LW_F16,
                      .g = v.g,
                      .n = v.n,
                      .h = v.h,
@@ -79,6 +80,12 @@ static inline cu_view cu_view_at(const lw_run *run, lw_view v) {
                      .sn = v.n == 1 ? 0 : v.sn,
                      .sh = v.sh,
                      .sw = v.sw};
+}
+/* With the address. */
+static inline cu_view cu_view_at(const lw_run *run, lw_view v) {
+    cu_view at = cu_view_of(v);
+    at.p = lw_at(run, v);
+    return at;
 }
 
 static inline bool cu_is_float(const lw_view *v) { return v->dtype == LW_F16 || v->dtype == LW_F32; }
@@ -95,6 +102,9 @@ lw_status cu_want_vector(lw_params *params, lw_param p, int32_t *index, lw_error
 /* The epilogue with addresses; bias: a plain pack or -1. */
 cu_epilogue cu_epilogue_at(const lw_params *params, const lw_run *run, const lw_epilogue *epi, int32_t bias);
 bool cu_epilogue_fits(const lw_epilogue *epi);
+/* A product's args with addresses, but for tile and splits; weights and bias: packs, bias or -1. */
+cu_product_args cu_product_at(const lw_params *params, const lw_op *op, const lw_run *run, int32_t weights,
+                              int32_t bias);
 
 /* Workspaces are 64-byte aligned, libraries want 256: ask for CU_ALIGN more. */
 enum { CU_ALIGN = 256 };
@@ -107,6 +117,7 @@ extern const lw_tactic *const cu_blas_tactics[];
 extern const lw_tactic *const cu_dnn_tactics[];
 extern const lw_tactic *const cu_product_tactics[];
 extern const lw_tactic cu_conv2d_mma; /* one of them: where cuDNN has no engine */
+extern const lw_tactic *const cu_wgmma_tactics[];
 extern const lw_tactic *const cu_kernel_tactics[];
 extern const lw_tactic *const cu_wide_tactics[]; /* attention that cu_kernel_tactics does not take */
 

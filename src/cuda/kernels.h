@@ -127,6 +127,28 @@ enum { CU_TILE_64, CU_TILE_128, CU_TILE_F32, CU_N_TILES };
 enum { CU_PRODUCT_STEP = 64 }; /* values of the sum in one pipeline step of the half kernels */
 cudaError_t cu_product(cudaStream_t stream, const cu_product_args *args);
 
+/* ---- products on Hopper (wgmma.cu): half only, out.c is half of n_rows for GEGLU, splits 1, 2, 4 or 8 */
+
+/* X(index, groups of four warps, 64-pixel pieces of each, columns, blocks a multiprocessor) */
+#define CU_WGMMA_TILES(X)                                                                                              \
+    X(0, 1, 1, 64, 2)                                                                                                  \
+    X(1, 1, 1, 128, 2)                                                                                                 \
+    X(2, 1, 1, 256, 1)                                                                                                 \
+    X(3, 2, 1, 64, 2)                                                                                                  \
+    X(4, 2, 1, 128, 1)                                                                                                 \
+    X(5, 2, 1, 160, 1)                                                                                                 \
+    X(6, 2, 1, 256, 1)                                                                                                 \
+    X(7, 3, 1, 128, 1)                                                                                                 \
+    X(8, 3, 1, 160, 1)                                                                                                 \
+    X(9, 2, 2, 128, 1)
+enum { CU_N_WGMMA_TILES = 10, CU_WGMMA_MAX_SPLITS = 8 };
+
+typedef struct cu_wgmma_launch {
+    void *encode;    /* the driver's cuTensorMapEncodeTiled */
+    int32_t overlap; /* begin while the launch before ends (programmatic dependent launch) */
+} cu_wgmma_launch;
+cudaError_t cu_wgmma(cudaStream_t stream, const cu_product_args *args, const cu_wgmma_launch *how);
+
 /* Whether this build has kernels for the current device. */
 cudaError_t cu_probe(void);
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * What of the CUDA backend can be tested without a GPU: the libraries' table, and the errors of a machine without one. */
+ * What of the CUDA backend can be tested without a GPU: the libraries' table, and the errors of a machine without one.
+ */
 #include "fixture.h"
 
 #ifdef LW_HAVE_CUDA
