@@ -24,10 +24,8 @@ struct tile_args {
     cu_tiling t;
     cu_view out;
     cu_epilogue epi;
-    int32_t columns;    /* of out, by which a tile's columns are bounded */
-    int32_t gates;      /* GEGLU: out.c, else 0 */
-    int32_t weight_box; /* rows of a copy of weights: BN or BN / 2 */
-    int32_t input_bytes;
+    int32_t gates;       /* GEGLU: out.c, else 0 */
+    int32_t input_bytes; /* of a step */
 };
 
 template <int GROUPS, int HEIGHT, int BN, int BLOCKS> struct ring {
@@ -36,7 +34,8 @@ template <int GROUPS, int HEIGHT, int BN, int BLOCKS> struct ring {
     static const int A_BYTES = BM * CU_CHUNK_BYTES, B_BYTES = BN * CU_CHUNK_BYTES, STAGE = A_BYTES + B_BYTES;
     static const int ROW = BN + 8; /* floats of a row of sums: rows of a warp's accesses fall into different banks */
     static const int SUMS = BM * ROW * 4;
-    static const int LIMIT = 228 * 1024 / BLOCKS - 2048; /* a block has 1 KB of its own, and the barriers */
+    static const int ROWS = BM * 16; /* the table of pixels */
+    static const int LIMIT = 228 * 1024 / BLOCKS - 1024 - ROWS - 128; /* 1 KB is the system's, 128 are barriers */
     static const int FIT = (LIMIT - 1024) / STAGE;
     static const int STAGES = FIT < 8 ? FIT : 8;
     static const int BYTES = 1024 + (STAGES * STAGE > SUMS ? STAGES * STAGE : SUMS);
@@ -147,7 +146,7 @@ CU_DEVICE uint32_t cluster_size() {
     return r;
 }
 CU_DEVICE void cluster_meet() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
 }
 
 /* 8 sums at `from`, of this block or added up over the SPLITS of its cluster in order. */
@@ -167,22 +166,34 @@ template <int SPLITS> CU_DEVICE void gather(const float *from, float v[8]) {
     }
 }
 
+/* Where row `row` of the tile goes: (g, n, h, w), g -1 for nowhere. */
+CU_DEVICE int4 row_place(const tile_args &a, cu_place origin, int row) {
+    const int pixel = cu_tile_pixel(&a.t, origin, row), picture = a.out.h * a.out.w;
+    if (pixel < 0) return make_int4(-1, 0, 0, 0);
+    const int gn = pixel / picture, p = pixel - gn * picture, g = gn / a.out.n, h = p / a.out.w;
+    return make_int4(g, gn - g * a.out.n, h, p - h * a.out.w);
+}
+
 /* Rows rank, rank + SPLITS, … of the tile: sums, epilogue, output. */
-template <typename R, int BN, int SPLITS>
-CU_DEVICE void finish(const tile_args &a, const float *sums, cu_place origin, int tile, int rank) {
-    const int wide = a.gates ? BN / 2 : BN, n_vec = wide / 8, picture = a.out.h * a.out.w;
-    for (int i = threadIdx.x; i < R::BM / SPLITS * n_vec; i += R::THREADS) {
-        const int row = i / n_vec * SPLITS + rank, col = i % n_vec * 8, c = tile * wide + col;
-        const int pixel = cu_tile_pixel(&a.t, origin, row);
-        if (pixel < 0 || c >= a.columns) continue;
+template <typename R, int BN, int SPLITS, bool GATED>
+CU_DEVICE void finish_rows(const tile_args &a, const float *sums, const int4 *places, int tile, int rank) {
+    const int WIDE = GATED ? BN / 2 : BN, VECTORS = WIDE / 8;
+    for (int i = threadIdx.x; i < R::BM / SPLITS * VECTORS; i += R::THREADS) {
+        const int row = i / VECTORS * SPLITS + rank, col = i % VECTORS * 8, c = tile * WIDE + col;
+        const int4 at = places[row];
+        if (at.x < 0 || c >= a.out.c) continue;
         float v[8], gate[8];
         gather<SPLITS>(sums + row * R::ROW + col, v);
-        if (a.gates) gather<SPLITS>(sums + row * R::ROW + wide + col, gate);
-        const int gn = pixel / picture, p = pixel - gn * picture, g = gn / a.out.n, n = gn - g * a.out.n,
-                  h = p / a.out.w, w = p - h * a.out.w;
-        epilogue8(a.epi, g, n, h, w, c, a.gates, v, gate);
-        store8(static_cast<__half *>(a.out.p) + view_at(a.out, g, n, h, w) + c, v);
+        if (GATED) gather<SPLITS>(sums + row * R::ROW + WIDE + col, gate);
+        epilogue8(a.epi, at.x, at.y, at.z, at.w, c, a.gates, v, gate);
+        store8(static_cast<__half *>(a.out.p) + view_at(a.out, at.x, at.y, at.z, at.w) + c, v);
     }
+}
+
+template <typename R, int BN, int SPLITS>
+CU_DEVICE void finish(const tile_args &a, const float *sums, const int4 *places, int tile, int rank) {
+    if (a.gates) finish_rows<R, BN, SPLITS, true>(a, sums, places, tile, rank);
+    else finish_rows<R, BN, SPLITS, false>(a, sums, places, tile, rank);
 }
 
 /* One thread starts all copies: those of weights for the first round of the ring before the launch before is over. */
@@ -229,6 +240,7 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::THREADS, BLO
     typedef ring<GROUPS, HEIGHT, BN, BLOCKS> R;
     extern __shared__ unsigned char shared_bytes[];
     __shared__ __align__(8) uint64_t barriers[2 * R::STAGES];
+    __shared__ int4 places[R::BM];
     const uint32_t unaligned = shared_address(shared_bytes), stages = (unaligned + 1023u) & ~1023u;
     float *sums = reinterpret_cast<float *>(shared_bytes + (stages - unaligned));
     const uint32_t full = shared_address(barriers), empty = full + R::STAGES * 8;
@@ -255,6 +267,7 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::THREADS, BLO
         __syncthreads();
     } else {
         const int group = warp / 4;
+        for (int row = threadIdx.x; row < R::BM; row += GROUPS * 128) places[row] = row_place(a, origin, row);
         float d[HEIGHT][BN / 2];
 #pragma unroll
         for (int m = 0; m < HEIGHT; m++)
@@ -295,13 +308,13 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::THREADS, BLO
     }
     if (splits == 1) {
         __syncthreads();
-        finish<R, BN, 1>(a, sums, origin, tile, 0);
+        finish<R, BN, 1>(a, sums, places, tile, 0);
         return;
     }
     cluster_meet();
-    if (splits == 2) finish<R, BN, 2>(a, sums, origin, tile, rank);
-    else if (splits == 4) finish<R, BN, 4>(a, sums, origin, tile, rank);
-    else finish<R, BN, 8>(a, sums, origin, tile, rank);
+    if (splits == 2) finish<R, BN, 2>(a, sums, places, tile, rank);
+    else if (splits == 4) finish<R, BN, 4>(a, sums, places, tile, rank);
+    else finish<R, BN, 8>(a, sums, places, tile, rank);
     cluster_meet(); /* no block ends while another reads its sums */
 #endif
 }
@@ -345,7 +358,6 @@ cudaError_t launch(cudaStream_t stream, const cu_product_args &a, const cu_wgmma
     args.out = a.out;
     args.epi = a.epi;
     args.gates = a.epi.act == CU_ACT_GEGLU ? a.out.c : 0;
-    args.columns = a.out.c;
     args.input_bytes = args.t.bw * args.t.bh * args.t.bn * CU_CHUNK_BYTES;
     const encoder make = reinterpret_cast<encoder>(how.encode);
     if (!encode_input(make, &input, a, args.t, flat) || !encode_weights(make, &weights, a, args.gates ? BN / 2 : BN))
