@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * linework-bench ops      every planned op of a program with time, rates and share of the roofline
- * linework-bench latency  the programs of an image, as the session runs them */
+ * linework-bench latency  the programs of an image, as the session runs them
+ * linework-bench tactics  every tactic of every op that has a choice, timed as the tuner does */
 #include "bench.h"
 
 #include <stdio.h>
@@ -17,16 +18,21 @@ typedef struct options {
     bench_shape shape;
     lw_precision precision;
     int32_t repeat, threads;
+    bool tune, overlap, no_wgmma;
+    double budget;      /* milliseconds of tuning for a tactic of an op */
     double tflops, gbs; /* ceilings of the roofline */
 } options;
 
 static const char usage[] =
-    "usage: linework-bench ops|latency [options]\n"
+    "usage: linework-bench ops|latency|tactics [options]\n"
     "  --model PATH       a model file or folder; SD1.5's shape with random weights without it\n"
     "  --device cpu|cuda[:N]    --precision auto|fp32|fp16    --threads N\n"
     "  --size WxH         256x384        --samples N  1    --steps N  20    --no-guidance\n"
     "  --program NAME     of ops: text, hint, time, begin, step or decode; step without it\n"
     "  --repeat N         5: medians of as many runs\n"
+    "  --tune             time tactics first and run the fastest    --budget MS  of timing a tactic of an op\n"
+    "  --overlap          CUDA: own products begin while the launch before ends    --no-wgmma  without those of "
+    "Hopper\n"
     "  --tflops N --gbs N ceilings: 800 TFLOP/s and 4200 GB/s without them\n";
 
 static bool take(options *o, const char *name, const char *value) {
@@ -37,6 +43,7 @@ static bool take(options *o, const char *name, const char *value) {
     else if (!strcmp(name, "--steps")) o->shape.steps = atoi(value);
     else if (!strcmp(name, "--repeat")) o->repeat = atoi(value);
     else if (!strcmp(name, "--threads")) o->threads = atoi(value);
+    else if (!strcmp(name, "--budget")) o->budget = atof(value);
     else if (!strcmp(name, "--tflops")) o->tflops = atof(value);
     else if (!strcmp(name, "--gbs")) o->gbs = atof(value);
     else if (!strcmp(name, "--size")) return sscanf(value, "%dx%d", &o->shape.width, &o->shape.height) == 2;
@@ -56,6 +63,9 @@ static bool parse(options *o, int argc, char **argv) {
     o->command = argv[1];
     for (int i = 2; i < argc; i++) {
         if (!strcmp(argv[i], "--no-guidance")) o->shape.guidance = false;
+        else if (!strcmp(argv[i], "--tune")) o->tune = true;
+        else if (!strcmp(argv[i], "--overlap")) o->overlap = true;
+        else if (!strcmp(argv[i], "--no-wgmma")) o->no_wgmma = true;
         else if (i + 1 >= argc || !take(o, argv[i], argv[i + 1])) return false;
         else i++;
     }
@@ -68,7 +78,9 @@ static lw_status open_backend(lw_backend **out, const options *o, lw_error *err)
     if (!strncmp(o->device, "cuda", 4)) {
 #ifdef LW_HAVE_CUDA
         lw_cuda_params cuda = {.device_index = o->device[4] == ':' ? atoi(o->device + 5) : 0,
-                               .precision = o->precision};
+                               .precision = o->precision,
+                               .overlap = o->overlap,
+                               .no_wgmma = o->no_wgmma};
         return lw_cuda_open(out, &cuda, err);
 #else
         return lw_fail(err, LW_EDEVICE, "this build has no CUDA");
@@ -158,6 +170,31 @@ out:
     return status;
 }
 
+/* ---- tactics */
+
+typedef struct tally {
+    double best_us, first_us; /* of all ops, each as often as it stands in the programs */
+} tally;
+
+static int print_times(void *user, const lw_tune_op *t) {
+    tally *all = user;
+    for (int32_t i = 0; i < t->n_times; i++)
+        printf("%s\t%d\t%s\t%.2f\t%.1f\t%.2f%s\n", t->choice.op, t->uses, t->times[i].tactic, t->times[i].us,
+               t->cost.flop / t->times[i].us * 1e-6, t->cost.bytes / t->times[i].us * 1e-6,
+               strcmp(t->times[i].tactic, t->choice.tactic) ? "" : "\t*");
+    all->best_us += t->choice.us * t->uses;
+    all->first_us += t->heuristic_us * t->uses;
+    fflush(stdout);
+    return 0;
+}
+
+static int count_times(void *user, const lw_tune_op *t) {
+    tally *all = user;
+    all->best_us += t->choice.us * t->uses;
+    all->first_us += t->heuristic_us * t->uses;
+    return 0;
+}
+
 /* ---- latency */
 
 static lw_status run_image(bench_job *job, double ms[5], bool *finite, lw_error *err) {
@@ -207,7 +244,8 @@ out:
 
 int main(int argc, char **argv) {
     options o;
-    if (!parse(&o, argc, argv) || (strcmp(o.command, "ops") && strcmp(o.command, "latency"))) {
+    if (!parse(&o, argc, argv) ||
+        (strcmp(o.command, "ops") && strcmp(o.command, "latency") && strcmp(o.command, "tactics"))) {
         fputs(usage, stderr);
         return 2;
     }
@@ -219,14 +257,22 @@ int main(int argc, char **argv) {
         return 1;
     }
     bench_job job;
+    tally all = {0};
+    bool tactics = !strcmp(o.command, "tactics");
+    lw_tune_hooks hooks = {.budget_ms = o.budget, .tuned = tactics ? print_times : count_times, .user = &all};
+    if (tactics) printf("op\tuses\ttactic\tus\tTFLOP/s\tTB/s\tbest\n");
     double begin = lw_now_ms();
-    status = bench_job_open(&job, backend, o.model, &o.shape, &err);
+    status = bench_job_open(&job, backend, o.model, &o.shape, tactics || o.tune ? &hooks : NULL, &err);
     if (status == LW_OK) {
         printf("# %s, %s, %dx%d, %d sample%s, %d steps; open %.0f ms, of it packing %.0f; %.0f MiB\n",
                backend->description, lw_precision_name(backend->precision), o.shape.width, o.shape.height,
                o.shape.samples, o.shape.samples == 1 ? "" : "s", o.shape.steps, lw_now_ms() - begin, job.pack_ms,
                (double)job.device_bytes / 0x1p20);
-        status = !strcmp(o.command, "ops") ? run_ops(&job, &o, &err) : run_latency(&job, &o, &err);
+        if (job.choices)
+            printf("# tuned %d kinds of op in %.1f s: %.1f us once each, %.1f by preference\n",
+                   lw_choices_count(job.choices), job.tune_ms * 1e-3, all.best_us, all.first_us);
+        if (tactics) status = LW_OK;
+        else status = !strcmp(o.command, "ops") ? run_ops(&job, &o, &err) : run_latency(&job, &o, &err);
     }
     if (status != LW_OK) fprintf(stderr, "linework-bench: %s\n", err.message);
     bench_job_close(&job);
