@@ -158,10 +158,9 @@ bool check_one(const shape &s, job &j, const std::vector<float> &want, void *enc
     std::vector<__half> got[2] = {std::vector<__half>(j.out_values), std::vector<__half>(j.out_values)};
     j.a.tile = tile;
     j.a.splits = splits;
-    const cu_wgmma_launch how = {encode, overlap};
     for (auto &g : got) {
         MUST(cudaMemset(j.a.out.p, 0xff, j.out_values * 2));
-        const cudaError_t e = cu_wgmma(nullptr, &j.a, &how);
+        const cudaError_t e = cu_wgmma(cu_order{nullptr, overlap}, &j.a, encode);
         if (e != cudaSuccess) {
             std::printf("FAIL %-14s tile %-9s splits %d overlap %d: launch: %s\n", s.name, tile_names[tile], splits,
                         overlap, cudaGetErrorString(e));
@@ -276,13 +275,12 @@ int count_copies(const shape &s) {
 }
 
 double time_wgmma(const job &j, int copies, void *encode, int tile, int splits, int overlap) {
-    const cu_wgmma_launch how = {encode, overlap};
     return graph_us([&](cudaStream_t stream) {
                for (int i = 0; i < copies; i++) {
                    cu_product_args a = j.a;
                    a.tile = tile, a.splits = splits;
                    a.weights = static_cast<const __half *>(j.a.weights) + i * j.weight_values;
-                   MUST(cu_wgmma(stream, &a, &how));
+                   MUST(cu_wgmma(cu_order{stream, overlap}, &a, encode));
                }
            }) /
            copies;
@@ -294,7 +292,7 @@ double time_mma(const job &j, int copies, int tile, int splits, float *partials)
                    cu_product_args a = j.a;
                    a.tile = tile, a.splits = splits, a.partials = partials;
                    a.weights = static_cast<const __half *>(j.a.weights) + i * j.weight_values;
-                   MUST(cu_product(stream, &a));
+                   MUST(cu_product(cu_order{stream, 0}, &a));
                }
            }) /
            copies;

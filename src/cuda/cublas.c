@@ -251,7 +251,7 @@ static lw_status attention_run(lw_backend *backend, const lw_params *params, con
                        *vp = (const char *)v.p + (g * v.sg + n * v.sn) * each;
             char *op_out = (char *)out.p + (g * out.sg + n * out.sn) * each;
             LW_TRY(run_product(backend, &s->scores, kp, qp, NULL, base, NULL, rest, stream, err));
-            LW_TRY(cu_launched(backend, op, cu_softmax(stream, &softmax), err));
+            LW_TRY(cu_launched(backend, op, cu_softmax(cu_order_of(backend, run), &softmax), err));
             LW_TRY(run_product(backend, &s->values, vp, probabilities, NULL, op_out, NULL, rest, stream, err));
         }
     return LW_OK;

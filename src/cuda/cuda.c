@@ -269,6 +269,7 @@ static lw_status open_device(cu_backend *b, lw_error *err) {
     b->major = p.major;
     b->minor = p.minor;
     b->n_sm = p.multiProcessorCount;
+    b->overlap &= p.major >= 9;
     b->base.cache_bytes = p.l2CacheSize;
     if (p.major < 8)
         return lw_fail(err, LW_EDEVICE, "cuda:%d: %s has compute capability %d.%d, 8.0 or newer is needed", b->index,

@@ -329,7 +329,7 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
     cu_epilogue epi = cu_epilogue_at(params, r, &p->epi, s->bias);
     if (!epi.bias && !epi.addend.p && !epi.act && !epi.scale && !epi.residual.p) return LW_OK;
     cu_combine_args finish = {.in = cu_view_at(r, p->out), .out = cu_view_at(r, p->out), .splits = 1, .epi = epi};
-    return cu_launched(backend, op, cu_combine(stream, &finish), err);
+    return cu_launched(backend, op, cu_combine(cu_order_of(backend, r), &finish), err);
 }
 
 static void release(void *state) {

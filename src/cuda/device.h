@@ -63,7 +63,10 @@ lw_status cu_enter(lw_backend *backend, lw_error *err);
 static inline cudaStream_t cu_stream(lw_backend *backend, const lw_run *run) {
     return run->queue ? ((const cu_queue *)run->queue)->stream : cu_of(backend)->queue.stream;
 }
-/* Enters the device and reports a launch: `return cu_launched(backend, op, cu_apply(stream, &args), err)`. */
+static inline cu_order cu_order_of(lw_backend *backend, const lw_run *run) {
+    return (cu_order){cu_stream(backend, run), cu_of(backend)->overlap};
+}
+/* Enters the device and reports a launch: `return cu_launched(backend, op, cu_apply(order, &args), err)`. */
 lw_status cu_launched(lw_backend *backend, const lw_op *op, cudaError_t e, lw_error *err);
 
 /* ---- views and packs */

@@ -77,7 +77,7 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
     a.splits = s->splits;
     a.partials = r->workspace;
     LW_TRY(cu_enter(backend, err));
-    return cu_launched(backend, op, cu_product(cu_stream(backend, r), &a), err);
+    return cu_launched(backend, op, cu_product(cu_order_of(backend, r), &a), err);
 }
 
 enum { TAKES = LW_TAKES_ADDEND | LW_TAKES_ACT | LW_TAKES_GEGLU | LW_TAKES_SCALE | LW_TAKES_RESIDUAL };

@@ -84,9 +84,8 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
     cu_product_args a = cu_product_at(params, op, r, s->weights, s->bias);
     a.tile = tile;
     a.splits = s->splits;
-    cu_wgmma_launch how = {.encode = cu_of(backend)->encode, .overlap = cu_of(backend)->overlap};
     LW_TRY(cu_enter(backend, err));
-    return cu_launched(backend, op, cu_wgmma(cu_stream(backend, r), &a, &how), err);
+    return cu_launched(backend, op, cu_wgmma(cu_order_of(backend, r), &a, cu_of(backend)->encode), err);
 }
 
 enum { TAKES = LW_TAKES_ADDEND | LW_TAKES_ACT | LW_TAKES_GEGLU | LW_TAKES_SCALE | LW_TAKES_RESIDUAL };

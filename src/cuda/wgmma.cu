@@ -128,11 +128,6 @@ template <int N> CU_DEVICE void sums_pin(float (&d)[N]) {
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-/* ---- the launch before and the one after */
-
-CU_DEVICE void previous_launch_wait() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
-CU_DEVICE void next_launch_may_start() { asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory"); }
-
 /* ---- clusters */
 
 CU_DEVICE uint32_t cluster_rank() {
@@ -350,7 +345,7 @@ bool encode_weights(encoder make, CUtensorMap *map, const cu_product_args &a, ui
 }
 
 template <int GROUPS, int HEIGHT, int BN, int BLOCKS>
-cudaError_t launch(cudaStream_t stream, const cu_product_args &a, const cu_wgmma_launch &how) {
+cudaError_t launch(cu_order order, const cu_product_args &a, void *encode_map) {
     typedef ring<GROUPS, HEIGHT, BN, BLOCKS> R;
     CUtensorMap input, weights;
     tile_args args = {};
@@ -359,7 +354,7 @@ cudaError_t launch(cudaStream_t stream, const cu_product_args &a, const cu_wgmma
     args.epi = a.epi;
     args.gates = a.epi.act == CU_ACT_GEGLU ? a.out.c : 0;
     args.input_bytes = args.t.bw * args.t.bh * args.t.bn * CU_CHUNK_BYTES;
-    const encoder make = reinterpret_cast<encoder>(how.encode);
+    const encoder make = reinterpret_cast<encoder>(encode_map);
     if (!encode_input(make, &input, a, args.t, flat) || !encode_weights(make, &weights, a, args.gates ? BN / 2 : BN))
         return cudaErrorInvalidValue;
     void (*kernel)(const CUtensorMap, const CUtensorMap, const tile_args) = wgmma_kernel<GROUPS, HEIGHT, BN, BLOCKS>;
@@ -376,18 +371,18 @@ cudaError_t launch(cudaStream_t stream, const cu_product_args &a, const cu_wgmma
     config.gridDim = dim3(tiles * a.splits, args.t.tiles);
     config.blockDim = dim3(R::THREADS);
     config.dynamicSmemBytes = R::BYTES;
-    config.stream = stream;
+    config.stream = order.stream;
     config.attrs = attributes;
-    config.numAttrs = how.overlap ? 2 : 1;
+    config.numAttrs = order.overlap ? 2 : 1;
     return cudaLaunchKernelEx(&config, kernel, input, weights, args);
 }
 
 } // namespace
 
-cudaError_t cu_wgmma(cudaStream_t stream, const cu_product_args *args, const cu_wgmma_launch *how) {
+cudaError_t cu_wgmma(cu_order order, const cu_product_args *args, void *encode_map) {
     switch (args->tile) {
 #define X(index, groups, height, columns, blocks)                                                                      \
-    case index: return launch<groups, height, columns, blocks>(stream, *args, *how);
+    case index: return launch<groups, height, columns, blocks>(order, *args, encode_map);
         CU_WGMMA_TILES(X)
 #undef X
     default: return cudaErrorInvalidValue;
