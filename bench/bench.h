@@ -53,6 +53,10 @@ lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, 
 void bench_job_close(bench_job *job);
 /* Puts the state before the first step. */
 lw_status bench_job_reset(bench_job *job, lw_error *err);
+/* Draws the first latents again, so that the same picture comes out. */
+lw_status bench_job_restart(bench_job *job, lw_error *err);
+/* FNV-1a of the decoded pictures. Waits for the device. */
+lw_status bench_job_hash(bench_job *job, uint64_t *hash, lw_error *err);
 /* Waits for the device. *finite: no NaN came out. */
 lw_status bench_job_finish(bench_job *job, bool *finite, lw_error *err);
 

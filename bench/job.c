@@ -140,6 +140,25 @@ lw_status bench_job_reset(bench_job *job, lw_error *err) {
     return b->upload(b, find(job, "status"), status, sizeof status, err);
 }
 
+lw_status bench_job_restart(bench_job *job, lw_error *err) {
+    const lw_program *p = job->programs[BENCH_DECODE];
+    for (int32_t i = 0; i < p->n_buffers; i++)
+        if (p->buffers[i].kind == LW_BUFFER_EXTERN && !strcmp(p->buffers[i].name, "x"))
+            LW_TRY(fill(job, &p->buffers[i], find(job, "x"), err));
+    return LW_OK;
+}
+
+lw_status bench_job_hash(bench_job *job, uint64_t *hash, lw_error *err) {
+    size_t bytes = (size_t)lw_plan_extern_bytes(job->plans[BENCH_DECODE], "image");
+    unsigned char *host = lw_alloc(bytes, 1);
+    if (!host) return lw_fail(err, LW_ENOMEM, "no memory for %zu bytes of pictures", bytes);
+    lw_status status = job->backend->download(job->backend, host, find(job, "image"), bytes, err);
+    *hash = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < bytes; i++) *hash = (*hash ^ host[i]) * 0x100000001b3u;
+    lw_free(host);
+    return status;
+}
+
 lw_status bench_job_finish(bench_job *job, bool *finite, lw_error *err) {
     int32_t status[4];
     LW_TRY(job->backend->download(job->backend, status, find(job, "status"), sizeof status, err));

@@ -200,6 +200,8 @@ static int count_times(void *user, const lw_tune_op *t) {
 static lw_status run_image(bench_job *job, double ms[5], bool *finite, lw_error *err) {
     bool ignored;
     double t[5];
+    LW_TRY(bench_job_restart(job, err));
+    LW_TRY(bench_job_finish(job, &ignored, err));
     t[0] = lw_now_ms();
     LW_TRY(lw_plan_run(job->plans[BENCH_TEXT], err));
     LW_TRY(bench_job_finish(job, &ignored, err));
@@ -224,7 +226,8 @@ static lw_status run_latency(bench_job *job, const options *o, lw_error *err) {
     static const char *const names[5] = {"text", "hint", "steps", "decode", "image"};
     double *ms[5] = {0}, one[5];
     lw_status status = LW_OK;
-    bool finite = true;
+    bool finite = true, same = true;
+    uint64_t hash = 0, first = 0;
     for (int k = 0; k < 5; k++) {
         ms[k] = lw_alloc((size_t)o->repeat, sizeof *ms[k]);
         if (!ms[k]) status = lw_fail(err, LW_ENOMEM, "no memory for %d times", o->repeat);
@@ -232,11 +235,16 @@ static lw_status run_latency(bench_job *job, const options *o, lw_error *err) {
     if (status != LW_OK) goto out;
     for (int32_t r = -2; r < o->repeat; r++) { /* two to warm up */
         LW_GO(run_image(job, one, &finite, err));
+        LW_GO(bench_job_hash(job, &hash, err));
+        if (r == -2) first = hash;
+        same &= hash == first;
         for (int k = 0; k < 5 && r >= 0; k++) ms[k][r] = one[k];
     }
     for (int k = 0; k < 5; k++) printf("%s\t%.3f ms\n", names[k], median(ms[k], o->repeat));
-    printf("# %.3f ms a step, %s\n", median(ms[2], o->repeat) / job->shape.steps,
-           finite ? "all values finite" : "NaN or infinity came out");
+    printf("# %.3f ms a step, %s, pictures %016llx%s\n", median(ms[2], o->repeat) / job->shape.steps,
+           finite ? "all values finite" : "NaN or infinity came out", (unsigned long long)first,
+           same ? ", the same bits in all runs" : ", OTHER BITS in other runs");
+    if (!finite || !same) status = lw_fail(err, LW_EINTERNAL, "the pictures are not finite or not always the same");
 out:
     for (int k = 0; k < 5; k++) lw_free(ms[k]);
     return status;
