@@ -21,6 +21,7 @@ lw_tensor_source bench_random_source(lw_model *model);
 typedef struct bench_shape {
     int32_t width, height, samples, steps;
     bool guidance; /* two passes */
+    bool bare;     /* a step leaves in x what the networks predict */
 } bench_shape;
 
 enum { BENCH_TEXT, BENCH_HINT, BENCH_TIME, BENCH_BEGIN, BENCH_STEP, BENCH_DECODE, BENCH_N_PROGRAMS };
@@ -57,6 +58,9 @@ lw_status bench_job_reset(bench_job *job, lw_error *err);
 lw_status bench_job_restart(bench_job *job, lw_error *err);
 /* FNV-1a of the decoded pictures. Waits for the device. */
 lw_status bench_job_hash(bench_job *job, uint64_t *hash, lw_error *err);
+/* Runs every program once, the step from random latents, and writes what they give to a file as floats (name, number of
+ * values, values), or compares with such a file: relative L2 of each at most `most`. */
+lw_status bench_job_outputs(bench_job *job, const char *path, bool compare, double most, lw_error *err);
 /* Waits for the device. *finite: no NaN came out. */
 lw_status bench_job_finish(bench_job *job, bool *finite, lw_error *err);
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * linework-bench ops      every planned op of a program with time, rates and share of the roofline
  * linework-bench latency  the programs of an image, as the session runs them
+ * linework-bench outputs  what each program gives from fixed inputs, written to a file or compared with one
  * linework-bench tactics  every tactic of every op that has a choice, timed as the tuner does */
 #include "bench.h"
 
@@ -14,21 +15,22 @@
 #endif
 
 typedef struct options {
-    const char *command, *model, *device, *program;
+    const char *command, *model, *device, *program, *write, *compare;
     bench_shape shape;
     lw_precision precision;
     int32_t repeat, threads;
     bool tune, overlap, no_wgmma;
-    double budget;      /* milliseconds of tuning for a tactic of an op */
-    double tflops, gbs; /* ceilings of the roofline */
+    double most, budget; /* milliseconds of tuning for a tactic of an op */
+    double tflops, gbs;  /* ceilings of the roofline */
 } options;
 
 static const char usage[] =
-    "usage: linework-bench ops|latency|tactics [options]\n"
+    "usage: linework-bench ops|latency|outputs|tactics [options]\n"
     "  --model PATH       a model file or folder; SD1.5's shape with random weights without it\n"
     "  --device cpu|cuda[:N]    --precision auto|fp32|fp16    --threads N\n"
     "  --size WxH         256x384        --samples N  1    --steps N  20    --no-guidance\n"
     "  --program NAME     of ops: text, hint, time, begin, step or decode; step without it\n"
+    "  --write FILE, --compare FILE [--most X]    of outputs; X is the relative L2 allowed, 5e-3 without it\n"
     "  --repeat N         5: medians of as many runs\n"
     "  --tune             time tactics first and run the fastest    --budget MS  of timing a tactic of an op\n"
     "  --overlap          CUDA: own products begin while the launch before ends    --no-wgmma  without those of "
@@ -43,6 +45,9 @@ static bool take(options *o, const char *name, const char *value) {
     else if (!strcmp(name, "--steps")) o->shape.steps = atoi(value);
     else if (!strcmp(name, "--repeat")) o->repeat = atoi(value);
     else if (!strcmp(name, "--threads")) o->threads = atoi(value);
+    else if (!strcmp(name, "--write")) o->write = value;
+    else if (!strcmp(name, "--compare")) o->compare = value;
+    else if (!strcmp(name, "--most")) o->most = atof(value);
     else if (!strcmp(name, "--budget")) o->budget = atof(value);
     else if (!strcmp(name, "--tflops")) o->tflops = atof(value);
     else if (!strcmp(name, "--gbs")) o->gbs = atof(value);
@@ -57,6 +62,7 @@ static bool parse(options *o, int argc, char **argv) {
                    .program = "step",
                    .shape = {.width = 256, .height = 384, .samples = 1, .steps = 20, .guidance = true},
                    .repeat = 5,
+                   .most = 5e-3,
                    .tflops = 800,
                    .gbs = 4200};
     if (argc < 2) return false;
@@ -70,6 +76,8 @@ static bool parse(options *o, int argc, char **argv) {
         else i++;
     }
     const bench_shape *s = &o->shape;
+    o->shape.bare = !strcmp(o->command, "outputs");
+    if (o->shape.bare && !o->write == !o->compare) return false;
     return s->width >= 64 && s->height >= 64 && s->width % 64 == 0 && s->height % 64 == 0 && s->samples >= 1 &&
            s->samples <= 64 && s->steps >= 1 && s->steps <= 1000 && o->repeat >= 1 && o->repeat <= 1000;
 }
@@ -250,10 +258,13 @@ out:
     return status;
 }
 
+static bool is_command(const char *name) {
+    return !strcmp(name, "ops") || !strcmp(name, "latency") || !strcmp(name, "outputs") || !strcmp(name, "tactics");
+}
+
 int main(int argc, char **argv) {
     options o;
-    if (!parse(&o, argc, argv) ||
-        (strcmp(o.command, "ops") && strcmp(o.command, "latency") && strcmp(o.command, "tactics"))) {
+    if (!parse(&o, argc, argv) || !is_command(o.command)) {
         fputs(usage, stderr);
         return 2;
     }
@@ -280,6 +291,8 @@ int main(int argc, char **argv) {
             printf("# tuned %d kinds of op in %.1f s: %.1f us once each, %.1f by preference\n",
                    lw_choices_count(job.choices), job.tune_ms * 1e-3, all.best_us, all.first_us);
         if (tactics) status = LW_OK;
+        else if (o.shape.bare)
+            status = bench_job_outputs(&job, o.write ? o.write : o.compare, o.compare != NULL, o.most, &err);
         else status = !strcmp(o.command, "ops") ? run_ops(&job, &o, &err) : run_latency(&job, &o, &err);
     }
     if (status != LW_OK) fprintf(stderr, "linework-bench: %s\n", err.message);
