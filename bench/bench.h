@@ -44,13 +44,13 @@ typedef struct bench_job {
     void *temp;
     uint64_t device_bytes;
     double pack_ms, tune_ms;
-    lw_choices *choices; /* of tuning, else NULL */
+    lw_choices *choices; /* owned; of tuning, or those that were given; may be NULL */
 } bench_job;
 
 /* path NULL: SD1.5's shape with random weights. tune: the plans' tactics are timed first; NULL: not. Takes over
  * backend. Closed also after a failure. */
 lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, const bench_shape *shape,
-                         const lw_tune_hooks *tune, lw_error *err);
+                         lw_choices *choices, const lw_tune_hooks *tune, lw_error *err);
 void bench_job_close(bench_job *job);
 /* Puts the state before the first step. */
 lw_status bench_job_reset(bench_job *job, lw_error *err);

@@ -86,7 +86,7 @@ static lw_status bind(bench_job *job, int i, lw_error *err) {
 
 static lw_status tune(bench_job *job, const lw_tune_hooks *hooks, lw_error *err) {
     double begin = lw_now_ms();
-    job->choices = lw_choices_new();
+    if (!job->choices) job->choices = lw_choices_new();
     if (!job->choices) return lw_fail(err, LW_ENOMEM, "no memory for choices");
     const lw_program *programs[BENCH_N_PROGRAMS];
     for (int i = 0; i < BENCH_N_PROGRAMS; i++) programs[i] = job->programs[i];
@@ -96,10 +96,10 @@ static lw_status tune(bench_job *job, const lw_tune_hooks *hooks, lw_error *err)
 }
 
 lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, const bench_shape *shape,
-                         const lw_tune_hooks *hooks, lw_error *err) {
+                         lw_choices *choices, const lw_tune_hooks *hooks, lw_error *err) {
     char random[64];
     uint64_t temp = 0;
-    *job = (bench_job){.backend = backend, .shape = *shape, .file = -1};
+    *job = (bench_job){.backend = backend, .shape = *shape, .choices = choices, .file = -1};
     if (!path) {
         job->file = bench_sd15_file(random, err);
         if (job->file < 0) return err->code;

@@ -15,7 +15,7 @@
 #endif
 
 typedef struct options {
-    const char *command, *model, *device, *program, *write, *compare;
+    const char *command, *model, *device, *program, *write, *compare, *choices;
     bench_shape shape;
     lw_precision precision;
     int32_t repeat, threads;
@@ -33,6 +33,7 @@ static const char usage[] =
     "  --write FILE, --compare FILE [--most X]    of outputs; X is the relative L2 allowed, 5e-3 without it\n"
     "  --repeat N         5: medians of as many runs\n"
     "  --tune             time tactics first and run the fastest    --budget MS  of timing a tactic of an op\n"
+    "  --choices FILE     tactics that an earlier run wrote there; written by tactics and with --tune\n"
     "  --overlap          CUDA: own products begin while the launch before ends    --no-wgmma  without those of "
     "Hopper\n"
     "  --tflops N --gbs N ceilings: 800 TFLOP/s and 4200 GB/s without them\n";
@@ -45,6 +46,7 @@ static bool take(options *o, const char *name, const char *value) {
     else if (!strcmp(name, "--steps")) o->shape.steps = atoi(value);
     else if (!strcmp(name, "--repeat")) o->repeat = atoi(value);
     else if (!strcmp(name, "--threads")) o->threads = atoi(value);
+    else if (!strcmp(name, "--choices")) o->choices = value;
     else if (!strcmp(name, "--write")) o->write = value;
     else if (!strcmp(name, "--compare")) o->compare = value;
     else if (!strcmp(name, "--most")) o->most = atof(value);
@@ -203,6 +205,32 @@ static int count_times(void *user, const lw_tune_op *t) {
     return 0;
 }
 
+/* The choices as lines: signature in hexadecimal, tactic, microseconds. */
+static lw_status read_choices(lw_choices **out, const char *path, lw_error *err) {
+    FILE *file = fopen(path, "r");
+    if (!file) return lw_fail(err, LW_EINVAL, "%s can't be opened", path);
+    lw_choice choice = {0};
+    lw_status status = LW_OK;
+    unsigned long long signature;
+    *out = lw_choices_new();
+    if (!*out) status = lw_fail(err, LW_ENOMEM, "no memory for choices");
+    while (status == LW_OK && fscanf(file, "%llx %47s %lf", &signature, choice.tactic, &choice.us) == 3) {
+        choice.signature = signature;
+        status = lw_choices_put(*out, &choice, err);
+    }
+    fclose(file);
+    return status;
+}
+
+static lw_status write_choices(const lw_choices *choices, const char *path, lw_error *err) {
+    FILE *file = fopen(path, "w");
+    lw_choice choice;
+    if (!file) return lw_fail(err, LW_EINVAL, "%s can't be written", path);
+    for (int32_t i = 0; lw_choices_at(choices, i, &choice); i++)
+        fprintf(file, "%llx %s %.3f\n", (unsigned long long)choice.signature, choice.tactic, choice.us);
+    return fclose(file) == 0 ? LW_OK : lw_fail(err, LW_EINVAL, "%s can't be written", path);
+}
+
 /* ---- latency */
 
 static lw_status run_image(bench_job *job, double ms[5], bool *finite, lw_error *err) {
@@ -262,6 +290,14 @@ static bool is_command(const char *name) {
     return !strcmp(name, "ops") || !strcmp(name, "latency") || !strcmp(name, "outputs") || !strcmp(name, "tactics");
 }
 
+static lw_status run_command(bench_job *job, const options *o, lw_error *err) {
+    if (!strcmp(o->command, "ops")) return run_ops(job, o, err);
+    if (!strcmp(o->command, "latency")) return run_latency(job, o, err);
+    if (!strcmp(o->command, "outputs"))
+        return bench_job_outputs(job, o->write ? o->write : o->compare, o->compare != NULL, o->most, err);
+    return LW_OK; /* tactics were told while they were timed */
+}
+
 int main(int argc, char **argv) {
     options o;
     if (!parse(&o, argc, argv) || !is_command(o.command)) {
@@ -280,20 +316,26 @@ int main(int argc, char **argv) {
     bool tactics = !strcmp(o.command, "tactics");
     lw_tune_hooks hooks = {.budget_ms = o.budget, .tuned = tactics ? print_times : count_times, .user = &all};
     if (tactics) printf("op\tuses\ttactic\tus\tTFLOP/s\tTB/s\tbest\n");
+    lw_choices *choices = NULL;
+    bool tune = tactics || o.tune;
+    if (o.choices && !tune && read_choices(&choices, o.choices, &err) != LW_OK) {
+        fprintf(stderr, "linework-bench: %s\n", err.message);
+        lw_choices_free(choices);
+        backend->close(backend);
+        return 1;
+    }
     double begin = lw_now_ms();
-    status = bench_job_open(&job, backend, o.model, &o.shape, tactics || o.tune ? &hooks : NULL, &err);
+    status = bench_job_open(&job, backend, o.model, &o.shape, choices, tune ? &hooks : NULL, &err);
     if (status == LW_OK) {
         printf("# %s, %s, %dx%d, %d sample%s, %d steps; open %.0f ms, of it packing %.0f; %.0f MiB\n",
                backend->description, lw_precision_name(backend->precision), o.shape.width, o.shape.height,
                o.shape.samples, o.shape.samples == 1 ? "" : "s", o.shape.steps, lw_now_ms() - begin, job.pack_ms,
                (double)job.device_bytes / 0x1p20);
-        if (job.choices)
+        if (tune && o.choices) status = write_choices(job.choices, o.choices, &err);
+        if (tune)
             printf("# tuned %d kinds of op in %.1f s: %.1f us once each, %.1f by preference\n",
                    lw_choices_count(job.choices), job.tune_ms * 1e-3, all.best_us, all.first_us);
-        if (tactics) status = LW_OK;
-        else if (o.shape.bare)
-            status = bench_job_outputs(&job, o.write ? o.write : o.compare, o.compare != NULL, o.most, &err);
-        else status = !strcmp(o.command, "ops") ? run_ops(&job, &o, &err) : run_latency(&job, &o, &err);
+        if (status == LW_OK) status = run_command(&job, &o, &err);
     }
     if (status != LW_OK) fprintf(stderr, "linework-bench: %s\n", err.message);
     bench_job_close(&job);

@@ -37,7 +37,8 @@ static bool supports(const lw_backend *backend, const lw_params *params, const l
     if (!cu_is_vectors(in) || !cu_is_vectors(out) || !has_map(in) || !cu_epilogue_fits(&p->epi)) return false;
     int64_t d[4], rows = (int64_t)out->g * out->n * out->h * out->w;
     lw_param_dims(params, p->w, d);
-    if (rows >= 1 << 24 || d[1] * d[2] * d[3] >= 1 << 30 || d[1] != in->c) return false;
+    if (in->g != out->g || in->n != out->n || rows >= 1 << 21 || d[1] * d[2] * d[3] >= 1 << 30 || d[1] != in->c)
+        return false;
     /* a tile of twice what there is only wastes */
     const tile_size *t = &tiles[tile];
     return (t->rows == 64 || t->rows < 2 * rows) && (t->columns == 64 || t->columns < 2 * d[0]);

@@ -246,6 +246,7 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::THREADS, BLO
               n_steps = cu_part_begin(a.t.steps, rank + 1, splits) - begin;
 
     if (threadIdx.x == 0) {
+        asm volatile("prefetch.tensormap [%0];\nprefetch.tensormap [%1];\n" ::"l"(&input), "l"(&weights) : "memory");
         for (int i = 0; i < R::STAGES; i++) {
             barrier_init(full + i * 8, 1);
             barrier_init(empty + i * 8, GROUPS * 4);
