@@ -6,6 +6,7 @@
 
 #include "nets/model.h"
 #include "ops/backend.h"
+#include "ops/pass.h"
 #include "ops/tune.h"
 
 /* ---- models (sd15.c) */
@@ -21,6 +22,7 @@ lw_tensor_source bench_random_source(lw_model *model);
 typedef struct bench_shape {
     int32_t width, height, samples, steps;
     bool guidance; /* two passes */
+    bool group;    /* ops of the step that do not wait for each other are joined */
     bool bare;     /* a step leaves in x what the networks predict */
 } bench_shape;
 

@@ -33,7 +33,10 @@ static void record(bench_job *job, int i) {
         break;
     case BENCH_TIME: lw_record_time(p, m, t.n_controls, t.rows, "t", "addend_table"); break;
     case BENCH_BEGIN: lw_record_advance(p, m, &t, true); break;
-    case BENCH_STEP: lw_record_step(p, m, &t); break;
+    case BENCH_STEP:
+        lw_record_step(p, m, &t);
+        if (job->shape.group) lw_pass_zip(p);
+        break;
     default: lw_record_decode(p, m, t.n, t.h, t.w); break;
     }
 }

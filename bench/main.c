@@ -34,6 +34,7 @@ static const char usage[] =
     "  --repeat N         5: medians of as many runs\n"
     "  --tune             time tactics first and run the fastest    --budget MS  of timing a tactic of an op\n"
     "  --choices FILE     tactics that an earlier run wrote there; written by tactics and with --tune\n"
+    "  --group            CUDA: own products first, ControlNet's and the encoder's in one launch where they can\n"
     "  --overlap          CUDA: own products begin while the launch before ends    --no-wgmma  without those of "
     "Hopper\n"
     "  --tflops N --gbs N ceilings: 800 TFLOP/s and 4200 GB/s without them\n";
@@ -73,6 +74,7 @@ static bool parse(options *o, int argc, char **argv) {
         if (!strcmp(argv[i], "--no-guidance")) o->shape.guidance = false;
         else if (!strcmp(argv[i], "--tune")) o->tune = true;
         else if (!strcmp(argv[i], "--overlap")) o->overlap = true;
+        else if (!strcmp(argv[i], "--group")) o->shape.group = true;
         else if (!strcmp(argv[i], "--no-wgmma")) o->no_wgmma = true;
         else if (i + 1 >= argc || !take(o, argv[i], argv[i + 1])) return false;
         else i++;
@@ -90,6 +92,7 @@ static lw_status open_backend(lw_backend **out, const options *o, lw_error *err)
         lw_cuda_params cuda = {.device_index = o->device[4] == ':' ? atoi(o->device + 5) : 0,
                                .precision = o->precision,
                                .overlap = o->overlap,
+                               .group = o->shape.group,
                                .no_wgmma = o->no_wgmma};
         return lw_cuda_open(out, &cuda, err);
 #else

@@ -183,7 +183,7 @@ bool check_one(const shape &s, job &j, const std::vector<float> &want, void *enc
             late_input<<<16, 256, 0, stream>>>(static_cast<__half *>(j.a.in.p), j.saved, j.in_values);
             MUST(cudaGetLastError());
         }
-        const cudaError_t e = cu_wgmma(cu_order{stream, overlap}, &j.a, encode);
+        const cudaError_t e = cu_wgmma(cu_order{stream, overlap}, &j.a, 1, encode);
         if (e != cudaSuccess) {
             std::printf("FAIL %-14s tile %-9s splits %d overlap %d: launch: %s\n", s.name, tile_names[tile], splits,
                         overlap, cudaGetErrorString(e));
@@ -303,7 +303,7 @@ double time_wgmma(const job &j, int copies, void *encode, int tile, int splits, 
                    cu_product_args a = j.a;
                    a.tile = tile, a.splits = splits;
                    a.weights = static_cast<const __half *>(j.a.weights) + i * j.weight_values;
-                   MUST(cu_wgmma(cu_order{stream, overlap}, &a, encode));
+                   MUST(cu_wgmma(cu_order{stream, overlap}, &a, 1, encode));
                }
            }) /
            copies;
