@@ -15,12 +15,28 @@ int bench_sd15_file(char path[64], lw_error *err);
 /* The tensors of model, their values drawn from their names: uniform with variance 1 / inputs, norms 1 and 0. */
 lw_tensor_source bench_random_source(lw_model *model);
 
-/* ---- a job without pictures (job.c): all programs of one shape, planned and bound to memory of random inputs */
+/* ---- what every command is told (main.c) */
 
 typedef struct bench_shape {
     int32_t width, height, samples, steps;
     bool guidance; /* two passes */
 } bench_shape;
+
+typedef struct bench_options {
+    const char *command, *model, *device, *program;
+    bench_shape shape;
+    lw_precision precision;
+    int32_t repeat, threads;
+    double tflops, gbs; /* ceilings of the roofline */
+} bench_options;
+
+lw_status bench_open_backend(lw_backend **out, const bench_options *o, lw_precision precision, lw_error *err);
+double bench_median(double *v, int32_t n); /* sorts v */
+
+/* ---- ladder.c */
+lw_status bench_ladder(const bench_options *o, lw_error *err);
+
+/* ---- a job without pictures (job.c): all programs of one shape, planned and bound to memory of random inputs */
 
 enum { BENCH_TEXT, BENCH_HINT, BENCH_TIME, BENCH_BEGIN, BENCH_STEP, BENCH_DECODE, BENCH_N_PROGRAMS };
 extern const char *const bench_programs[BENCH_N_PROGRAMS];
