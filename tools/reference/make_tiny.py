@@ -222,8 +222,8 @@ def net_fixtures(m, ids, generator, step_size, size):
 
 
 JOBS = {"ddim": {}, "scale1": {"guidance": 1.0}, "guess": {"mode": "control", "guidance": 4.0},
-        "prompt_mode": {"mode": "prompt"}, "eta1": {"eta": 1.0}, "strength05": {"strength": 0.5},
-        "strength0": {"strength": 0.0}, "window": {"window": (0.25, 0.75)}, "steps15": {"steps": 15}}
+        "prompt_mode": {"mode": "prompt"}, "eta1": {"eta": 1.0}, "strength05": {"control": (0.5,)},
+        "strength0": {"control": (0.0,)}, "window": {"control": (1.0, (0.25, 0.75))}, "steps15": {"steps": 15}}
 
 
 def job_fixtures(out, m, ids, dtype_check):
@@ -233,12 +233,14 @@ def job_fixtures(out, m, ids, dtype_check):
     shape = (1, 4, 8, 16)
     tensors = {"ids_cond": ids[:1].to(torch.int32), "ids_uncond": ids[1:].to(torch.int32),
                "edges": torch.from_numpy(edges)}
-    for name, options in JOBS.items():
+    for name, of in JOBS.items():
+        options = {k: v for k, v in of.items() if k != "control"}
+        controls = [[job.Control(one, edges, *of.get("control", ()))] for one in (m, dtype_check)]
         noise = job.Noise(7)
         x_t = noise.draw(shape)
         steps = []
         draws = noise if options.get("eta") else None
-        latents = job.run(m, ids[:1], ids[1:], edges, x_t, noise=draws, keep=steps, **options)
+        latents = job.run(m, ids[:1], ids[1:], controls[0], x_t, noise=draws, keep=steps, **options)
         pictures = m.decode(latents)
         tensors["x_T"] = x_t
         tensors[name + ".latents"] = latents
@@ -247,7 +249,7 @@ def job_fixtures(out, m, ids, dtype_check):
             tensors[name + ".steps"] = torch.cat(steps)
         again = job.Noise(7)
         x_t = again.draw(shape)
-        single = job.run(dtype_check, ids[:1], ids[1:], edges, x_t, noise=again if draws else None, **options)
+        single = job.run(dtype_check, ids[:1], ids[1:], controls[1], x_t, noise=again if draws else None, **options)
         drift = (single.double() - latents.double()).abs().max()
         same = (job.to_bytes(dtype_check.decode(single)).int() - job.to_bytes(pictures).int()).abs()
         print(f"  {name:12} latents std {latents.std():.2f} max {latents.abs().max():.2f}, fp32 differs by {drift:.2e}, "
@@ -258,7 +260,7 @@ def job_fixtures(out, m, ids, dtype_check):
     # One draw for a batch of two: sample 1 is not what seed 8 would give.
     x_t = job.Noise(7).draw((2,) + shape[1:])
     tensors["batch2.x_T"] = x_t
-    tensors["batch2.latents"] = job.run(m, ids[:1], ids[1:], edges, x_t)
+    tensors["batch2.latents"] = job.run(m, ids[:1], ids[1:], [job.Control(m, edges)], x_t)
     save(out, "job", tensors)
 
 
