@@ -29,8 +29,8 @@ static void record(bench_job *job, int i) {
     case BENCH_HINT:
         if (t.n_controls) lw_record_hint(p, m, 0, t.h, t.w);
         break;
-    case BENCH_TIME: lw_record_time(p, m, t.n_controls, t.rows); break;
-    case BENCH_BEGIN: lw_record_begin(p, m, &t); break;
+    case BENCH_TIME: lw_record_time(p, m, t.n_controls, t.rows, "t", "addend_table"); break;
+    case BENCH_BEGIN: lw_record_advance(p, m, &t, true); break;
     case BENCH_STEP: lw_record_step(p, m, &t); break;
     default: lw_record_decode(p, m, t.n, t.h, t.w); break;
     }
@@ -46,7 +46,7 @@ static void *find(const bench_job *job, const char *name) {
  */
 static lw_status fill(bench_job *job, const lw_buffer *b, void *at, lw_error *err) {
     size_t bytes = (size_t)b->bytes;
-    bool words = !strcmp(b->name, "ids") || !strcmp(b->name, "edges");
+    bool words = !strcmp(b->name, "ids") || !strcmp(b->name, "edges0");
     if (strcmp(b->name, "x") && strcmp(b->name, "scale_table") && !words) return LW_OK;
     unsigned char *host = lw_alloc_aligned(bytes);
     if (!host) return lw_fail(err, LW_ENOMEM, "no memory for %zu bytes of input", bytes);

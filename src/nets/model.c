@@ -244,6 +244,7 @@ static void read_middle(const lw_model *m, lw_unet_layout *u) {
     }
     snprintf(u->mid[1].name, sizeof u->mid[1].name, "middle_block.1");
     u->mid[1].transformer = true;
+    u->context = (int32_t)dim(m, 1, "%s%s.transformer_blocks.0.attn2.to_k.weight", u->prefix, u->mid[1].name);
     u->mid[1].c_out = u->mid[0].c_out;
     u->mid[1].kv = u->n_kv;
     u->n_kv += 2 * u->mid[1].c_out;
@@ -397,7 +398,7 @@ lw_status lw_model_check(lw_model *m, lw_params *params, lw_error *err) {
     lw_program *p;
     if ((p = lw_program_new("text", params, LW_F32))) lw_record_text(p, m, 2, m->n_controls, 0);
     LW_TRY(finish(p, err));
-    if ((p = lw_program_new("time", params, LW_F32))) lw_record_time(p, m, m->n_controls, 1);
+    if ((p = lw_program_new("time", params, LW_F32))) lw_record_time(p, m, m->n_controls, 1, "t", "addend_table");
     LW_TRY(finish(p, err));
     for (int32_t k = 0; k < m->n_controls; k++) {
         if ((p = lw_program_new("hint", params, LW_F32))) lw_record_hint(p, m, k, side, side);

@@ -187,7 +187,7 @@ static lw_status plan_with(rig *r, const lw_tactic *t, lw_plan **plan, lw_error 
     lw_choice choice = {.signature = lw_op_signature(r->params, &r->program->ops[0])};
     snprintf(choice.tactic, sizeof choice.tactic, "%s", t->name);
     lw_status status = lw_choices_put(forced, &choice, err);
-    if (status == LW_OK) status = lw_plan_make_chosen(plan, r->backend, forced, r->program, err);
+    if (status == LW_OK) status = lw_plan_make_with(plan, r->backend, &(lw_plan_options){.choices = forced}, r->program, err);
     lw_choices_free(forced);
     return status;
 }

@@ -148,7 +148,7 @@ static void check_hint(bench *b) {
     const float *hint = fixture_data(&x, "hint", NULL);
     lw_record_hint(record(b, "hint"), &b->model, 0, h / 8, w / 8);
     make_plan(b);
-    uint8_t *edges = bound(b, "edges");
+    uint8_t *edges = bound(b, "edges0");
     for (int i = 0; i < h * w; i++)
         for (int k = 0; k < 3; k++) edges[i * 3 + k] = hint[i] > 0 ? 255 : 0;
     run(b);
@@ -230,9 +230,7 @@ static void check_transformer(bench *b, const fixture *x, const char *name) {
 static void make_kv(bench *b, const fixture *x, bool control, float *kv[2]) {
     lw_program *p = record(b, "kv");
     int width = (int)fixture_dim(x, "context", 2);
-    lw_view context = lw_rec_extern(p, "context", LW_F32, 2, 1, 1, LW_N_TOKENS, width);
-    lw_record_kv(p, &b->model, &b->model.unet, context);
-    if (control) lw_record_kv(p, &b->model, &b->model.control[0], context);
+    lw_record_kv(p, &b->model, 2, control);
     make_plan(b);
     memcpy(bound(b, "context"), fixture_data(x, "context", NULL), (size_t)(2 * LW_N_TOKENS * width) * sizeof(float));
     run(b);
@@ -244,7 +242,7 @@ static void make_kv(bench *b, const fixture *x, bool control, float *kv[2]) {
 }
 
 static float *make_addends(bench *b, int n_controls, float t) {
-    lw_record_time(record(b, "time"), &b->model, n_controls, 1);
+    lw_record_time(record(b, "time"), &b->model, n_controls, 1, "t", "addend_table");
     make_plan(b);
     *(float *)bound(b, "t") = t;
     run(b);
@@ -256,7 +254,7 @@ static float *make_hint(bench *b, const fixture *x, int h, int w) {
     const float *hint = fixture_data(x, "hint", NULL);
     lw_record_hint(record(b, "hint"), &b->model, 0, h, w);
     make_plan(b);
-    uint8_t *edges = bound(b, "edges");
+    uint8_t *edges = bound(b, "edges0");
     for (int i = 0; i < 64 * h * w * 3; i++) edges[i] = hint[i / 3] > 0 ? 255 : 0;
     run(b);
     size_t n = (size_t)(h * w * b->model.control[0].in[0].c_out) * sizeof(float);
