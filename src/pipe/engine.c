@@ -27,7 +27,7 @@ static bool beside(const char *model, const char *sub_of_dir, const char *name, 
 }
 
 /* Where the vocabulary is: given, the folder's tokenizer/, beside the file, the cache. */
-static lw_status open_vocab(lw_engine *e, const lw_engine_params *params, lw_error *err) {
+lw_status lw_engine_add_vocab(lw_engine *e, const lw_engine_params *params, lw_error *err) {
     static const char *const names[] = {"merges.txt", "bpe_simple_vocab_16e6.txt.gz"};
     int32_t n = e->model.n_tokens;
     if (params->vocab) return lw_tokenizer_open(&e->tokenizer, params->vocab, n, err);
@@ -53,8 +53,7 @@ static lw_status open_parts(lw_engine *e, const lw_engine_params *params, lw_err
                          err));
     lw_tensor_source source = lw_model_source(&e->model);
     LW_TRY(lw_params_new(&e->params, &source, err));
-    LW_TRY(lw_model_check(&e->model, e->params, err));
-    return open_vocab(e, params, err);
+    return lw_model_check(&e->model, e->params, err);
 }
 
 /* What was tuned before. A file that can't be used is worth a remark, not a failure. */
@@ -70,7 +69,7 @@ static lw_status open_choices(lw_engine *e, const lw_engine_params *params, lw_e
     return status;
 }
 
-lw_status lw_engine_make(lw_engine **out, lw_backend *backend, const lw_engine_params *params, lw_error *err) {
+lw_status lw_engine_make_textless(lw_engine **out, lw_backend *backend, const lw_engine_params *params, lw_error *err) {
     double begin = lw_now_ms();
     lw_engine *e = lw_alloc(1, sizeof *e);
     if (!e) {
@@ -89,6 +88,15 @@ lw_status lw_engine_make(lw_engine **out, lw_backend *backend, const lw_engine_p
     e->load_ms = lw_now_ms() - begin;
     if (status == LW_OK) *out = e;
     else lw_engine_unref(e);
+    return status;
+}
+
+lw_status lw_engine_make(lw_engine **out, lw_backend *backend, const lw_engine_params *params, lw_error *err) {
+    LW_TRY(lw_engine_make_textless(out, backend, params, err));
+    double begin = lw_now_ms();
+    lw_status status = lw_engine_add_vocab(*out, params, err);
+    (*out)->load_ms += lw_now_ms() - begin;
+    if (status != LW_OK) lw_engine_close(out);
     return status;
 }
 
