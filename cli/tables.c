@@ -303,8 +303,20 @@ const opt_command cli_doctor = {
     .max_args = SIZE_MAX,
 };
 
+static const opt_spec fetch_vocab_specs[N_ALL] = {FLAGS_OF_ALL};
+
+const opt_command cli_fetch_vocab = {
+    .name = "fetch-vocab",
+    .arguments = "[options]",
+    .summary = "CLIP's vocabulary, which models in single files need, into the cache",
+    .text = "Takes it out of the open-clip-torch package of PyPI, with python3 and pip, and checks its SHA-256. Models "
+            "in a diffusers folder bring their own.",
+    .specs = fetch_vocab_specs,
+    .n_specs = N_ALL,
+};
+
 const opt_command *const cli_commands[] = {&cli_generate,   &cli_canny,   &cli_demo,   &cli_info, &cli_tokenize,
-                                           &cli_make_model, &cli_convert, &cli_doctor, &cli_tune};
+                                           &cli_make_model, &cli_convert, &cli_doctor, &cli_tune, &cli_fetch_vocab};
 const size_t cli_n_commands = sizeof cli_commands / sizeof *cli_commands;
 
-const char *const cli_reserved[] = {"fetch-vocab", "pd", "score", "serve", NULL};
+const char *const cli_reserved[] = {"pd", "score", "serve", NULL};

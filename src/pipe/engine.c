@@ -10,6 +10,8 @@
 #include "pipe/choices.h"
 #include "text/bpe.h"
 
+enum { CLIP_VOCAB = 49408 };
+
 void lw_engine_params_init(lw_engine_params *params) { *params = (lw_engine_params){.size = sizeof *params}; }
 
 static bool is_file(const char *path) {
@@ -44,8 +46,9 @@ lw_status lw_engine_add_vocab(lw_engine *e, const lw_engine_params *params, lw_e
     }
     return lw_fail(err, LW_EMODEL,
                    "%s: no vocabulary of %d entries: none beside the model and none in the cache %s; give merges.txt "
-                   "or bpe_simple_vocab_16e6.txt.gz",
-                   params->model, n, params->cache_dir ? params->cache_dir : "(no folder)");
+                   "or bpe_simple_vocab_16e6.txt.gz%s",
+                   params->model, n, params->cache_dir ? params->cache_dir : "(no folder)",
+                   n == CLIP_VOCAB ? ", or fill the cache with linework fetch-vocab" : "");
 }
 
 static lw_status open_parts(lw_engine *e, const lw_engine_params *params, lw_error *err) {

@@ -164,6 +164,42 @@ PYTHON
     edit b flat model.diffusion_model.out.2.weight; sick b "out.2.weight is [1152], not [4,32,3,3]"
 fi
 
+# fetch-vocab, offline: what fails leaves nothing, and what is there is kept. tools/check_tokenizer.py fetches the real one.
+run 2 fetch-vocab x
+checks=$((checks + 1))
+(PATH=/nowhere; exec "$program" fetch-vocab >out 2>err)
+[ $? -eq 3 ] || fail "no python3 is not exit 3"
+says "python3 with pip is needed"
+if python3 -m pip --version >/dev/null 2>&1; then
+    export PIP_NO_INDEX=1 PIP_FIND_LINKS="$work/wheels"
+    mkdir wheels
+    run 3 fetch-vocab; says "No matching distribution found for open-clip-torch"
+    cat >wheel.py <<'PYTHON'
+import gzip, sys, zipfile
+with zipfile.ZipFile("wheels/open_clip_torch-9.9-py3-none-any.whl", "w") as z:
+    z.writestr("open_clip/" + sys.argv[1], gzip.compress(b"#\n"))
+    z.writestr("open_clip_torch-9.9.dist-info/METADATA", "Metadata-Version: 2.1\nName: open-clip-torch\nVersion: 9.9\n")
+    z.writestr("open_clip_torch-9.9.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    z.writestr("open_clip_torch-9.9.dist-info/RECORD", "")
+PYTHON
+    python3 wheel.py bpe_simple_vocab_16e6.txt.gz; run 3 fetch-vocab; says "has the SHA-256"; says "not 924691ac288e5440"
+    python3 wheel.py other.txt; run 3 fetch-vocab; says "no bpe_simple_vocab_16e6.txt.gz in it"
+    unset PIP_NO_INDEX PIP_FIND_LINKS
+    (export XDG_CACHE_HOME=/proc/none; run 7 fetch-vocab; says "can't be written"; [ "$failures" -eq 0 ]) || failures=$((failures + 1))
+fi
+checks=$((checks + 1))
+[ -z "$(find cache -name 'fetch-*' -o -name merges.txt)" ] || fail "fetch-vocab left something"
+mkdir -p cache/linework
+awk 'BEGIN { # as many merges as CLIP has: all pairs of 94 characters, then the first triples
+    print "#version: 0.2"
+    for (i = 0; i < 8836; i++) print pair[i] = sprintf("%c %c", 33 + int(i / 94), 33 + i % 94)
+    for (i = 0; i < 48894 - 8836; i++) { two = pair[int(i / 94)]; sub(" ", "", two); printf "%s %c\n", two, 33 + i % 94 }
+}' </dev/null >cache/linework/merges.txt
+cp cache/linework/merges.txt had
+(PATH=/nowhere; exec "$program" fetch-vocab >out 2>err) || fail "fetch-vocab with a vocabulary there is not exit 0"
+prints "was there already"; that cmp -s had cache/linework/merges.txt
+rm -r cache/linework
+
 # A file that may not grow stands for a full disk.
 checks=$((checks + 1))
 (ulimit -f 100; exec "$program" make-model --small full >/dev/null 2>err)
