@@ -195,7 +195,7 @@ typedef struct lw_engine_params {
 
 LW_API void lw_engine_params_init(lw_engine_params *params);
 
-/* Opens and checks the model's files (their headers; weights are mapped, not read). Copies params. */
+/* Opens and checks the model's files (their headers; weights are read when a session packs them). Copies params. */
 LW_API lw_status lw_engine_open(lw_engine **out, const lw_engine_params *params, lw_error *err);
 /* Frees the engine when its last session is closed too. Nulls *engine. */
 LW_API void lw_engine_close(lw_engine **engine);
@@ -263,6 +263,27 @@ LW_API void lw_convert_params_init(lw_convert_params *params);
  * kept, tensors of no network are left out. LW_EMODEL: NaN or infinity too, also where dtype is too narrow; LW_EINVAL:
  * out is one of the files read. */
 LW_API lw_status lw_model_convert(const char *path, const char *out, const lw_convert_params *params, lw_error *err);
+
+typedef struct lw_doctor_params {
+    uint32_t size;
+    const char *const *control_nets; /* to be used with it; may be NULL */
+    uint32_t n_control_nets;
+    const char *vae;       /* may be NULL */
+    const char *cache_dir; /* as lw_engine_params.cache_dir */
+    lw_bytes_fn progress;
+    void *user;
+} lw_doctor_params;
+
+LW_API void lw_doctor_params_init(lw_doctor_params *params);
+
+/* Checks a model's files as far as that goes without a job, every value of them read. *json becomes one object:
+ *   "path", "layout", "file_bytes", "networks", "metadata" and so on: as lw_model_info
+ *   "release": what it is or looks like; "usable": whether it can be used; "use": what for
+ *   "problems", "remarks": sentences; a file with a problem is not usable
+ *   "missing": canonical names; "extra", "unused": keys of the file; "misshaped", "damaged" (NaN, infinity): sentences
+ *   "memory_bytes": {"cpu fp32": {"512x512": {"device", "host"}, "384x256": ...}}, for each device that there is
+ * What could not be found out is left out. LW_OK also where the file can't be used. *json is freed with lw_free. */
+LW_API lw_status lw_model_doctor(const char *path, const lw_doctor_params *params, char **json, lw_error *err);
 
 /* ----------------------------------------------------------------- request ---- */
 
@@ -342,13 +363,13 @@ LW_API lw_status lw_estimate(lw_engine *engine, const lw_request *request, lw_pl
 /* One op that several tactics can run, as it was timed. Texts are borrowed until the callback returns. */
 typedef struct lw_tuned {
     uint32_t size;
-    const char *op;                     /* "conv2d 2x32x48x320 -> 320, 3x3" */
-    const char *tactic;                 /* what was chosen, and microseconds of one run */
+    const char *op;     /* "conv2d 2x32x48x320 -> 320, 3x3" */
+    const char *tactic; /* what was chosen, and microseconds of one run */
     double us;
-    const char *heuristic;              /* what is taken without tuning */
+    const char *heuristic; /* what is taken without tuning */
     double heuristic_us;
-    int32_t uses;                       /* times that such an op stands in the job's programs */
-    int32_t index, n;                   /* done so far with this one, of all */
+    int32_t uses;     /* times that such an op stands in the job's programs */
+    int32_t index, n; /* done so far with this one, of all */
 } lw_tuned;
 
 /* Non-zero return cancels: lw_engine_tune returns LW_ECANCEL. */
