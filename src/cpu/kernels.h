@@ -23,7 +23,8 @@ enum { LW_WINO_OUT = 4, LW_WINO_IN = 6, LW_WINO_POINTS = 36 };
 
 typedef struct lw_kernels {
     const char *name;
-    int32_t width, attention_rows; /* floats in a vector; queries of one attention_block */
+    int32_t width;                /* floats in a vector */
+    int32_t rows, attention_rows; /* rows that multiply does at once; queries of one attention_block */
     /* mean[c] and squares[c] of `rows` rows, `stride` apart */
     void (*stats)(const float *x, int64_t stride, int32_t rows, int32_t c, float *mean, float *squares);
     /* y = act(x * a[c] + b[c]); a NULL: act(x). Not GEGLU. */
@@ -33,8 +34,8 @@ typedef struct lw_kernels {
     /* y = residual + scale * act(x + addend); addend, residual may be NULL; for GEGLU x holds 2c: values, then gates */
     void (*combine)(const float *x, const float *addend, lw_act act, float scale, const float *residual, int32_t c,
                     float *y);
-    /* Packs len rows of d floats: k transposed to [d][len_padded], v to [len_padded][d_padded], zeros in the padding
-     * (both to `width`). */
+    /* Packs len rows of d floats: k transposed to panels of 2 * width keys, [panel][d][2 * width]; v to panels of
+     * channels, [panel][len][2 * width], the last `width` wide where that is enough. Zeros in the padding. */
     void (*pack_kv)(const float *k, int64_t k_stride, const float *v, int64_t v_stride, int32_t len, int32_t d,
                     float *kt, float *vp);
     /* rows <= attention_rows queries against all keys; first_row is theirs for the causal mask (< 0: none). */

@@ -88,8 +88,12 @@ bool lw_panel_supports(const lw_product_args *p) {
 
 /* ---- the tactic */
 
-enum { BAND = 192, /* rows of a chunk at most: their sums of a panel take 24 KiB */
-       DEPTH = 1024 }; /* channels added up before the next rows */
+enum {
+    BAND = 96,             /* rows of a chunk at most: their sums of a panel stay in the first-level cache */
+    MIN_BAND = 48,         /* and fewer where they are so long that a band would not stay in the second */
+    BAND_BYTES = 320 << 10,
+    DEPTH = 1024           /* channels added up before the next rows */
+};
 
 /* How an op is cut: bands of rows inside each guidance pass, groups of panels. */
 typedef struct cuts {
@@ -117,11 +121,11 @@ static int32_t parts(int32_t n, int32_t each) { return (n + each - 1) / each; }
 
 /* Chunks of some 20 MFLOP, a tenth of a millisecond: bands first, then columns, so that many threads have work too. */
 static cuts choose_cuts(const lw_product_args *p, const lw_kernels *k) {
-    int32_t rows = p->out.n * p->out.h * p->out.w, tile = k->attention_rows;
+    int32_t rows = p->out.n * p->out.h * p->out.w, tile = k->rows;
     cuts c = {.rows = rows, .panels = lw_panel_count(p, k)};
-    c.n_bands = parts(rows, BAND);
-    c.band = parts(parts(rows, c.n_bands), tile) * tile;
-    if (c.band > BAND) c.band -= tile;
+    int32_t most = BAND_BYTES / (p->in.a.c * (int32_t)sizeof(float));
+    most = (most > BAND ? BAND : most < MIN_BAND ? MIN_BAND : most) / tile * tile;
+    c.band = parts(parts(rows, parts(rows, most)), tile) * tile;
     c.n_bands = parts(rows, c.band);
     double each = 2.0 * c.band * 2 * k->width * p->in.a.c;
     c.each = each < 20e6 ? (int32_t)(20e6 / each) : 1;
@@ -153,24 +157,40 @@ typedef struct job {
     const float *weights;
 } job;
 
+/* The lines that will be read and written once the sums are there: they come in meanwhile. */
+static void fetch(const lw_finish *f, int32_t rows) {
+    enum { LINE = 16 }; /* floats */
+    for (int32_t r = 0; r < rows; r++)
+        for (int32_t c = 0; c < f->c; c += LINE) {
+            __builtin_prefetch(f->out + r * f->sw + c, 1);
+            if (f->residual) __builtin_prefetch(f->residual + r * f->residual_sw + c, 0);
+        }
+}
+
 static void run_panel(const job *j, int32_t g, int32_t first, int32_t rows, int32_t panel) {
     const lw_product_args *p = j->e.p;
     const lw_kernels *k = j->e.k;
+    const lw_view *in = &p->in.a, *res = &p->epi.residual;
     float sums[BAND * LW_MAX_PANEL], addend[LW_MAX_PANEL];
-    int32_t n = p->in.a.c, wide = 2 * k->width;
-    const float *a = (const float *)lw_at(j->e.run, p->in.a) + g * p->in.a.sg + first * p->in.a.sw,
-                *b = j->weights + (int64_t)panel * n * wide;
-    for (int32_t t = 0; t < n; t += DEPTH) { /* meanwhile the next panel comes in */
-        int32_t depth = n - t < DEPTH ? n - t : DEPTH;
-        k->multiply(a + t, p->in.a.sw, rows, b + t * wide, depth, t > 0, sums, wide, b + (int64_t)(n + t) * wide);
-    }
+    int32_t wide = 2 * k->width, tile = k->rows, last = (in->c - 1) / DEPTH * DEPTH, left = in->c - last;
+    const float *a = (const float *)lw_at(j->e.run, *in) + g * in->sg + first * in->sw,
+                *b = j->weights + (int64_t)panel * in->c * wide, *next = b + (int64_t)in->c * wide;
+    for (int32_t t = 0; t < last; t += DEPTH)
+        k->multiply(a + t, in->sw, rows, b + t * wide, DEPTH, t > 0, sums, wide, b + (t + DEPTH) * wide);
     lw_finish f;
     lw_panel_finish(&j->e, g, panel, addend, &f);
-    const lw_view *res = &p->epi.residual;
     int32_t c = lw_panel_first(&j->e, panel);
     f.out = (float *)lw_at(j->e.run, p->out) + g * p->out.sg + first * p->out.sw + c;
     if (lw_view_is(*res)) f.residual = (const float *)lw_at(j->e.run, *res) + g * res->sg + first * res->sw + c;
-    k->finish(sums, 0, 1, rows, &f);
+    for (int32_t r = 0; r < rows; r += tile) {
+        int32_t n = rows - r < tile ? rows - r : tile;
+        fetch(&f, n);
+        k->multiply(a + r * in->sw + last, in->sw, n, b + last * wide, left, last > 0, sums + r * wide, wide,
+                    next + (int64_t)r / tile * left * 8);
+        k->finish(sums + r * wide, 0, 1, n, &f);
+        f.out += n * f.sw;
+        if (f.residual) f.residual += n * f.residual_sw;
+    }
 }
 
 /* The bands of a group of panels follow each other, so that they find its weights in the cache. */
