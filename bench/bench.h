@@ -17,7 +17,7 @@ int bench_sd15_file(char path[64], lw_error *err);
 /* The tensors of model, their values drawn from their names: uniform with variance 1 / inputs, norms 1 and 0. */
 lw_tensor_source bench_random_source(lw_model *model);
 
-/* ---- a job without pictures (job.c): all programs of one shape, planned and bound to memory of random inputs */
+/* ---- what every command is told (main.c) */
 
 typedef struct bench_shape {
     int32_t width, height, samples, steps;
@@ -25,6 +25,24 @@ typedef struct bench_shape {
     bool group;    /* ops of the step that do not wait for each other are joined */
     bool bare;     /* a step leaves in x what the networks predict */
 } bench_shape;
+
+typedef struct bench_options {
+    const char *command, *model, *device, *program, *write, *compare, *choices;
+    bench_shape shape;
+    lw_precision precision;
+    int32_t repeat, threads;
+    bool tune, overlap, no_wgmma;
+    double most, budget; /* relative L2 of outputs; milliseconds of tuning for a tactic of an op */
+    double tflops, gbs;  /* ceilings of the roofline */
+} bench_options;
+
+lw_status bench_open_backend(lw_backend **out, const bench_options *o, lw_precision precision, lw_error *err);
+double bench_median(double *v, int32_t n); /* sorts v */
+
+/* ---- ladder.c */
+lw_status bench_ladder(const bench_options *o, lw_error *err);
+
+/* ---- a job without pictures (job.c): all programs of one shape, planned and bound to memory of random inputs */
 
 enum { BENCH_TEXT, BENCH_HINT, BENCH_TIME, BENCH_BEGIN, BENCH_STEP, BENCH_DECODE, BENCH_N_PROGRAMS };
 extern const char *const bench_programs[BENCH_N_PROGRAMS];

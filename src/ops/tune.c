@@ -114,7 +114,7 @@ static void move_view(void *user, lw_view *v, bool written) {
     if (!lw_view_is(*v)) return;
     int32_t i = 0;
     while (i < r->n_buffers && r->buffers[i] != v->buf) i++;
-    char name[8];
+    char name[16];
     if (i == MAX_BUFFERS) {
         lw_program_fail(r->program, LW_EINTERNAL, "tuning: op %s has over %d buffers", r->f->op->name, MAX_BUFFERS);
         return;

@@ -12,6 +12,7 @@ static bool nothing_shared(const char *op) { return (void)op, false; }
 /* Up to the first ResBlock of UNet and ControlNet, and whatever has no guidance at all. */
 static bool first_block_shared(const char *op) {
     const char *block = strstr(op, "input_blocks.");
+    if (strstr(op, "emb_layers")) return true;
     if (block) return !strncmp(block, "input_blocks.0.", 15) || !strncmp(block, "input_blocks.1.0.", 17);
     return !strstr(op, "middle_block") && !strstr(op, "zero_convs") && !strstr(op, "output_blocks") &&
            !strstr(op, "unet.out.");

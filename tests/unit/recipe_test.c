@@ -177,6 +177,7 @@ static void all_recipes_agree(void **state) {
         {"update program", {.update = LW_UPDATE_PROGRAM}},
         {"host", {.update = LW_UPDATE_HOST}},
         {"unfused", {.unfused = true}},
+        {"a ladder's rung", {.text_each_step = true, .time_each_step = true, .prefix = LW_PREFIX_SHORT}},
         {"all but apart",
          {.hint_each_step = true,
           .text_each_step = true,
