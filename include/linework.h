@@ -315,12 +315,11 @@ typedef void (*lw_preview_fn)(void *user, int32_t step, const lw_image *preview)
 
 typedef struct lw_request {
     uint32_t size;
-    const lw_image *image; /* picture whose edges guide; exactly one of image and controls[0].map, or both where another
-                              control has a map */
+    const lw_image *image; /* picture whose edges guide; NULL where every control has a map */
     const char *prompt;
     const char *added_prompt;     /* NULL: the model's; joined "prompt, added" even where one is empty */
     const char *negative_prompt;  /* NULL: the model's */
-    int32_t resolution;           /* short side; 0: the model's */
+    int32_t resolution;           /* short side; 0: the maps' own size, which must be one, or else the model's */
     int32_t width, height;        /* exact size instead; 0: by resolution */
     int32_t samples;              /* 1..12, one true batch */
     int32_t steps;                /* 1..1000 */
@@ -336,7 +335,7 @@ typedef struct lw_request {
     uint32_t n_controls;
     const float *init_latents; /* [samples,4,h/8,w/8] instead of the first draw (which is still made); NULL: drawn */
     int32_t want_latents;      /* non-zero: result.latents is filled */
-    int32_t clip_skip;         /* 0 or 1: last layer; k: the k-th from the end */
+    int32_t clip_skip;         /* 0..12. 0 or 1: last layer; k: the k-th from the end, under the last layer's norm */
     lw_progress_fn progress;   /* may be NULL */
     lw_preview_fn preview;     /* may be NULL */
     void *user;
