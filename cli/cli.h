@@ -23,6 +23,8 @@ lw_status cmd_demo(const opt_parsed *options, lw_error *err);
 lw_status cmd_tune(const opt_parsed *options, lw_error *err);
 lw_status cmd_make_model(const opt_parsed *options, lw_error *err);
 lw_status cmd_convert(const opt_parsed *options, lw_error *err);
+lw_status cmd_doctor(const opt_parsed *options, lw_error *err);
+lw_status cmd_fetch_vocab(const opt_parsed *options, lw_error *err);
 
 /* ---- common.c: failing, saying */
 lw_status cli_fail(lw_error *err, lw_status code, const char *format, ...) __attribute__((format(printf, 3, 4)));

@@ -20,7 +20,8 @@ void lw_cpu_features(char *text, size_t n);
 
 /* Tactics of each file, NULL-terminated, by preference. */
 extern const lw_tactic
-    *const lw_cpu_small_tactics[]; /* norms, apply, combine, attention: fp32, AVX2 and AVX-512 by dispatch */
+    *const lw_cpu_small_tactics[];   /* norms, apply, combine, attention: fp32, AVX2 and AVX-512 by dispatch */
+extern const lw_tactic *const lw_cpu_product_tactics[]; /* linear, 1x1 and 3x3 convolution, the same way */
 #ifdef LW_HAVE_ONEDNN
 extern const lw_tactic *const lw_cpu_onednn_tactics[];
 const char *lw_cpu_onednn_version(void);

@@ -15,7 +15,7 @@ run 0 help --man; prints ".Dt LINEWORK 1"
 run 0 help --completion; prints "complete -o filenames"
 run 2 genrate; says "did you mean generate?"
 run 2 help genrate
-for name in doctor fetch-vocab pd score serve; do run 2 $name; says "reserved"; done
+for name in pd score serve; do run 2 $name; says "reserved"; done
 
 # Flags: near names, values that are missing, exclusive, or given to those that take none.
 run 2 generate --stesp 3; says "did you mean --steps?"

@@ -101,10 +101,10 @@ static void check_stats(const lw_kernels *k, int32_t rows, int32_t c) {
 }
 
 static void check_attention(const lw_kernels *k, int32_t len, int32_t d, int32_t rows, int32_t first_row) {
-    int32_t lp = (len + k->width - 1) / k->width * k->width, dp = (d + k->width - 1) / k->width * k->width;
+    int32_t lp = (len + 2 * k->width - 1) / (2 * k->width) * (2 * k->width), dp = (d + k->width - 1) / k->width * k->width;
     float *q = lw_alloc((size_t)(rows * d), 4), *key = lw_alloc((size_t)(len * d), 4),
           *v = lw_alloc((size_t)(len * d), 4);
-    float *kt = lw_alloc_aligned((size_t)(d * lp) * 4), *vp = lw_alloc_aligned((size_t)(lp * dp) * 4);
+    float *kt = lw_alloc_aligned((size_t)(d * lp) * 4), *vp = lw_alloc_aligned((size_t)(len * dp) * 4);
     float *got = lw_alloc((size_t)(rows * d + 1), 4);
     double *want = lw_alloc((size_t)(rows * d), 8), scale = 1 / sqrt((double)d);
     draw_all(q, rows * d);
