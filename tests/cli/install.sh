@@ -54,6 +54,14 @@ cc -std=c99 "$sources/examples/canny2image.c" $(cat flags) -Wl,-rpath,"$work/$li
 checks=$((checks + 1))
 ./example >out 2>err
 [ $? -eq 2 ] || fail "the installed library does not start"
+checks=$((checks + 1))
+PKG_CONFIG_PATH="$lib/pkgconfig" pkg-config --static --define-variable=prefix="$work/inst" --cflags --libs linework | sed 's/-llinework/-l:liblinework.a/' >flags 2>err || fail "pkg-config --static"
+checks=$((checks + 1))
+# shellcheck disable=SC2046
+cc -std=c99 "$sources/examples/canny2image.c" $(cat flags) -o example_static 2>err || fail "the example against the static library"
+checks=$((checks + 1))
+./example_static >out 2>err
+[ $? -eq 2 ] || fail "the static library does not start"
 program=$work/inst/bin/linework
 run 0 --version
 if [ -f inst/share/linework/models/demo/model.safetensors ]; then run 0 tokenize x; fi
