@@ -7,7 +7,7 @@
  *            must say then: an input patch could stay in shared memory for all nine taps of a window; and what it must
  *            say of an operand that lies the other way, as attention's values do
  * Without a name all of them. */
-#include "gpu.cuh"
+#include "gpu/gpu.cuh"
 
 #include "cuda/common.cuh"
 #include "cuda/tiles.h"
