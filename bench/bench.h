@@ -44,9 +44,10 @@ typedef struct bench_job {
     double pack_ms;
 } bench_job;
 
-/* path NULL: SD1.5's shape with random weights. Takes over backend. Closed also after a failure. */
+/* path NULL: SD1.5's shape with random weights. programs: a bit for each that is to be planned, and no other weights
+ * are packed. Takes over backend. Closed also after a failure. */
 lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, const bench_shape *shape,
-                         lw_error *err);
+                         uint32_t programs, lw_error *err);
 void bench_job_close(bench_job *job);
 /* Puts the state before the first step. */
 lw_status bench_job_reset(bench_job *job, lw_error *err);

@@ -83,7 +83,7 @@ static lw_status bind(bench_job *job, int i, lw_error *err) {
 }
 
 lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, const bench_shape *shape,
-                         lw_error *err) {
+                         uint32_t programs, lw_error *err) {
     char random[64];
     uint64_t temp = 0;
     *job = (bench_job){.backend = backend, .shape = *shape, .file = -1};
@@ -95,6 +95,7 @@ lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, 
     lw_tensor_source source = path ? lw_model_source(&job->model) : bench_random_source(&job->model);
     LW_TRY(lw_params_new(&job->params, &source, err));
     for (int i = 0; i < BENCH_N_PROGRAMS; i++) {
+        if (!(programs >> i & 1)) continue;
         job->programs[i] = lw_program_new(bench_programs[i], job->params, backend->act);
         if (!job->programs[i]) return lw_fail(err, LW_ENOMEM, "no memory for a program");
         record(job, i);
@@ -106,9 +107,11 @@ lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, 
     double begin = lw_now_ms();
     LW_TRY(lw_params_fill(job->params, backend, err));
     job->pack_ms = lw_now_ms() - begin;
-    for (int i = 0; i < BENCH_N_PROGRAMS; i++) LW_TRY(bind(job, i, err));
-    LW_TRY(bench_job_reset(job, err));
-    for (int i = 0; i < BENCH_STEP; i++) LW_TRY(lw_plan_run(job->plans[i], err));
+    for (int i = 0; i < BENCH_N_PROGRAMS; i++)
+        if (job->plans[i]) LW_TRY(bind(job, i, err));
+    if (job->plans[BENCH_STEP]) LW_TRY(bench_job_reset(job, err));
+    for (int i = 0; i < BENCH_STEP; i++)
+        if (job->plans[i]) LW_TRY(lw_plan_run(job->plans[i], err));
     return LW_OK;
 }
 

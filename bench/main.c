@@ -125,10 +125,14 @@ static void shape_text(const lw_op *op, char text[64]) {
     }
 }
 
-static lw_status run_ops(bench_job *job, const options *o, lw_error *err) {
+static int find_program(const char *name) {
     int program = 0;
-    while (program < BENCH_N_PROGRAMS && strcmp(bench_programs[program], o->program)) program++;
-    if (program == BENCH_N_PROGRAMS) return lw_fail(err, LW_EINVAL, "there is no program %s", o->program);
+    while (program < BENCH_N_PROGRAMS && strcmp(bench_programs[program], name)) program++;
+    return program;
+}
+
+static lw_status run_ops(bench_job *job, const options *o, lw_error *err) {
+    int program = find_program(o->program);
     lw_plan *plan = job->plans[program];
     int32_t n = lw_plan_n_ops(plan);
     double *ms = lw_alloc((size_t)n * (size_t)o->repeat, sizeof *ms), sum = 0, floor_sum = 0;
@@ -207,10 +211,14 @@ out:
 
 int main(int argc, char **argv) {
     options o;
-    if (!parse(&o, argc, argv) || (strcmp(o.command, "ops") && strcmp(o.command, "latency"))) {
+    if (!parse(&o, argc, argv) || (strcmp(o.command, "ops") && strcmp(o.command, "latency")) ||
+        find_program(o.program) == BENCH_N_PROGRAMS) {
         fputs(usage, stderr);
         return 2;
     }
+    bool ops = !strcmp(o.command, "ops");
+    uint32_t programs = ops ? 1u << find_program(o.program) : (1u << BENCH_N_PROGRAMS) - 1;
+    if (ops && programs >> BENCH_STEP & 1) programs |= 1u << BENCH_BEGIN;
     lw_error err;
     lw_backend *backend = NULL;
     lw_status status = open_backend(&backend, &o, &err);
@@ -220,13 +228,13 @@ int main(int argc, char **argv) {
     }
     bench_job job;
     double begin = lw_now_ms();
-    status = bench_job_open(&job, backend, o.model, &o.shape, &err);
+    status = bench_job_open(&job, backend, o.model, &o.shape, programs, &err);
     if (status == LW_OK) {
         printf("# %s, %s, %dx%d, %d sample%s, %d steps; open %.0f ms, of it packing %.0f; %.0f MiB\n",
                backend->description, lw_precision_name(backend->precision), o.shape.width, o.shape.height,
                o.shape.samples, o.shape.samples == 1 ? "" : "s", o.shape.steps, lw_now_ms() - begin, job.pack_ms,
                (double)job.device_bytes / 0x1p20);
-        status = !strcmp(o.command, "ops") ? run_ops(&job, &o, &err) : run_latency(&job, &o, &err);
+        status = ops ? run_ops(&job, &o, &err) : run_latency(&job, &o, &err);
     }
     if (status != LW_OK) fprintf(stderr, "linework-bench: %s\n", err.message);
     bench_job_close(&job);

@@ -226,3 +226,4 @@ enum {
 static const lw_tactic linear = {"linear_fp32", LW_OP_LINEAR, TAKES, supports, prepare, run, release},
                        conv1x1 = {"conv2d_1x1_fp32", LW_OP_CONV2D, TAKES, supports, prepare, run, release};
 const lw_tactic *const lw_cpu_product_tactics[] = {&linear, &conv1x1, &lw_cpu_winograd, NULL};
+const lw_tactic *const lw_cpu_last_tactics[] = {&lw_cpu_winograd_rest, NULL};

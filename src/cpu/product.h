@@ -28,6 +28,6 @@ void lw_panel_finish(const lw_panel_epilogue *e, int32_t g, int32_t j, float *ad
 /* Whether the epilogue's views are what lw_panel_finish takes. */
 bool lw_panel_supports(const lw_product_args *p);
 
-extern const lw_tactic lw_cpu_winograd;
+extern const lw_tactic lw_cpu_winograd, lw_cpu_winograd_rest;
 
 #endif

@@ -10,7 +10,7 @@
 #include "pipe/choices.h"
 #include "pipe/session.h"
 
-static const char winograd[] = "conv2d_winograd4_onednn";
+static const char winograd[] = "conv2d_winograd_fp32";
 
 static void ok(lw_status status, const lw_error *err) {
     if (status != LW_OK) fail_msg("%s: %s", lw_status_name(status), err->message);
