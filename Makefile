@@ -18,6 +18,7 @@ test: build
 
 # What takes long. What needs PyPI is run by hand: tools/check_opencv.py, tools/check_tokenizer.py, tools/reference.
 test-all: test
+	tools/analyze
 	ctest --test-dir build --output-on-failure -L slow
 	tools/tsan_test
 	tools/abi_check

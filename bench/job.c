@@ -29,8 +29,8 @@ static void record(bench_job *job, int i) {
     case BENCH_HINT:
         if (t.n_controls) lw_record_hint(p, m, 0, t.h, t.w);
         break;
-    case BENCH_TIME: lw_record_time(p, m, t.n_controls, t.rows); break;
-    case BENCH_BEGIN: lw_record_begin(p, m, &t); break;
+    case BENCH_TIME: lw_record_time(p, m, t.n_controls, t.rows, "t", "addend_table"); break;
+    case BENCH_BEGIN: lw_record_advance(p, m, &t, true); break;
     case BENCH_STEP: lw_record_step(p, m, &t); break;
     default: lw_record_decode(p, m, t.n, t.h, t.w); break;
     }
@@ -46,7 +46,7 @@ static void *find(const bench_job *job, const char *name) {
  */
 static lw_status fill(bench_job *job, const lw_buffer *b, void *at, lw_error *err) {
     size_t bytes = (size_t)b->bytes;
-    bool words = !strcmp(b->name, "ids") || !strcmp(b->name, "edges");
+    bool words = !strcmp(b->name, "ids") || !strcmp(b->name, "edges0");
     if (strcmp(b->name, "x") && strcmp(b->name, "scale_table") && !words) return LW_OK;
     unsigned char *host = lw_alloc_aligned(bytes);
     if (!host) return lw_fail(err, LW_ENOMEM, "no memory for %zu bytes of input", bytes);
@@ -82,8 +82,21 @@ static lw_status bind(bench_job *job, int i, lw_error *err) {
     return LW_OK;
 }
 
+static lw_status tune(bench_job *job, const lw_tune_hooks *hooks, lw_error *err) {
+    double begin = lw_now_ms();
+    job->choices = lw_choices_new();
+    if (!job->choices) return lw_fail(err, LW_ENOMEM, "no memory for choices");
+    const lw_program *programs[BENCH_N_PROGRAMS];
+    int32_t n = 0;
+    for (int i = 0; i < BENCH_N_PROGRAMS; i++)
+        if (job->programs[i]) programs[n++] = job->programs[i];
+    LW_TRY(lw_tune(job->choices, job->backend, programs, n, hooks, err));
+    job->tune_ms = lw_now_ms() - begin;
+    return LW_OK;
+}
+
 lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, const bench_shape *shape,
-                         uint32_t programs, lw_error *err) {
+                         uint32_t wanted, const lw_tune_hooks *hooks, lw_error *err) {
     char random[64];
     uint64_t temp = 0;
     *job = (bench_job){.backend = backend, .shape = *shape, .file = -1};
@@ -95,11 +108,16 @@ lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, 
     lw_tensor_source source = path ? lw_model_source(&job->model) : bench_random_source(&job->model);
     LW_TRY(lw_params_new(&job->params, &source, err));
     for (int i = 0; i < BENCH_N_PROGRAMS; i++) {
-        if (!(programs >> i & 1)) continue;
+        if (!(wanted >> i & 1)) continue;
         job->programs[i] = lw_program_new(bench_programs[i], job->params, backend->act);
         if (!job->programs[i]) return lw_fail(err, LW_ENOMEM, "no memory for a program");
         record(job, i);
-        LW_TRY(lw_plan_make(&job->plans[i], backend, job->programs[i], err));
+    }
+    if (hooks) LW_TRY(tune(job, hooks, err));
+    for (int i = 0; i < BENCH_N_PROGRAMS; i++) {
+        if (!job->programs[i]) continue;
+        LW_TRY(lw_plan_make_with(&job->plans[i], backend, &(lw_plan_options){.choices = job->choices}, job->programs[i],
+                                 err));
         if (lw_plan_temp_bytes(job->plans[i]) > temp) temp = lw_plan_temp_bytes(job->plans[i]);
     }
     LW_TRY(backend->alloc(backend, temp, &job->temp, err));
@@ -128,6 +146,25 @@ lw_status bench_job_reset(bench_job *job, lw_error *err) {
     return b->upload(b, find(job, "status"), status, sizeof status, err);
 }
 
+lw_status bench_job_restart(bench_job *job, lw_error *err) {
+    const lw_program *p = job->programs[BENCH_DECODE];
+    for (int32_t i = 0; i < p->n_buffers; i++)
+        if (p->buffers[i].kind == LW_BUFFER_EXTERN && !strcmp(p->buffers[i].name, "x"))
+            LW_TRY(fill(job, &p->buffers[i], find(job, "x"), err));
+    return LW_OK;
+}
+
+lw_status bench_job_hash(bench_job *job, uint64_t *hash, lw_error *err) {
+    size_t bytes = (size_t)lw_plan_extern_bytes(job->plans[BENCH_DECODE], "image");
+    unsigned char *host = lw_alloc(bytes, 1);
+    if (!host) return lw_fail(err, LW_ENOMEM, "no memory for %zu bytes of pictures", bytes);
+    lw_status status = job->backend->download(job->backend, host, find(job, "image"), bytes, err);
+    *hash = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < bytes; i++) *hash = (*hash ^ host[i]) * 0x100000001b3u;
+    lw_free(host);
+    return status;
+}
+
 lw_status bench_job_finish(bench_job *job, bool *finite, lw_error *err) {
     int32_t status[4];
     LW_TRY(job->backend->download(job->backend, status, find(job, "status"), sizeof status, err));
@@ -142,6 +179,7 @@ void bench_job_close(bench_job *job) {
     if (job->temp) b->free(b, job->temp);
     for (int i = 0; i < BENCH_N_PROGRAMS; i++) lw_program_free(job->programs[i]);
     lw_params_free(job->params, b);
+    lw_choices_free(job->choices);
     lw_model_close(&job->model);
     if (job->file >= 0) close(job->file);
     b->close(b);

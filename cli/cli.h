@@ -23,9 +23,14 @@ lw_status cmd_demo(const opt_parsed *options, lw_error *err);
 lw_status cmd_tune(const opt_parsed *options, lw_error *err);
 lw_status cmd_make_model(const opt_parsed *options, lw_error *err);
 lw_status cmd_convert(const opt_parsed *options, lw_error *err);
+lw_status cmd_doctor(const opt_parsed *options, lw_error *err);
+lw_status cmd_fetch_vocab(const opt_parsed *options, lw_error *err);
 
 /* ---- common.c: failing, saying */
 lw_status cli_fail(lw_error *err, lw_status code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+#ifdef LW_ANALYZE /* as for lw_fail */
+#define cli_fail(err, code, ...) ((void)cli_fail(err, code, __VA_ARGS__), (code))
+#endif
 lw_status cli_no_memory(lw_error *err);
 char *cli_format(const char *format, ...) __attribute__((format(printf, 1, 2))); /* NULL: no memory; free() */
 

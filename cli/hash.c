@@ -116,7 +116,7 @@ void cli_file_hash(const char *path, const char *cache_dir, uint64_t max_bytes, 
         json_array_foreach(list, i, entry) {
             if (is_of(entry, whole) && json_integer_value(json_object_get(entry, "size")) == st.st_size &&
                 json_integer_value(json_object_get(entry, "mtime_ns")) == mtime_ns)
-                strcpy(out, json_string_value(json_object_get(entry, "sha256")));
+                snprintf(out, 65, "%s", json_string_value(json_object_get(entry, "sha256")));
         }
         if (!out[0] && (uint64_t)st.st_size <= max_bytes && hash_file(fd, out) && file)
             remember(list, cache_dir, file, whole, &st, mtime_ns, out);

@@ -12,7 +12,7 @@
 
 /* ---- errors */
 
-lw_status lw_fail(lw_error *err, lw_status code, const char *format, ...) {
+lw_status(lw_fail)(lw_error *err, lw_status code, const char *format, ...) {
     if (!err) return code;
     va_list args;
     va_start(args, format);

@@ -56,13 +56,14 @@ static lw_status check_ranges(const lw_request *r, lw_error *err) {
 
 static lw_status resolve_controls(lw_job *job, const lw_engine *engine, const lw_request *r, lw_error *err) {
     job->n_controls = engine->model.n_controls;
+    if (!job->n_controls)
+        return lw_fail(err, LW_EMODEL, "%s has no ControlNet: give one with --control-net", engine->model.config.name);
     if (r->n_controls > (uint32_t)job->n_controls)
         return lw_fail(err, LW_EINVAL, "%u controls are given, the model has %d ControlNets", r->n_controls,
                        job->n_controls);
-    if (!job->n_controls)
-        return lw_fail(err, LW_EMODEL, "%s has no ControlNet: give one with --control-net", engine->model.config.name);
     if (r->n_controls && (!r->controls || r->controls[0].size < sizeof(lw_control)))
-        return lw_fail(err, LW_EINVAL, "a control has size %u, at least %zu is needed", r->controls ? r->controls[0].size : 0, sizeof(lw_control));
+        return lw_fail(err, LW_EINVAL, "a control has size %u, at least %zu is needed",
+                       r->controls ? r->controls[0].size : 0, sizeof(lw_control));
     for (int32_t k = 0; k < job->n_controls; k++) {
         if (k < (int32_t)r->n_controls) job->controls[k] = *lw_request_control(r, (uint32_t)k);
         else lw_control_init(&job->controls[k]);
@@ -78,28 +79,49 @@ static lw_status resolve_controls(lw_job *job, const lw_engine *engine, const lw
     return LW_OK;
 }
 
-/* Sizes: exact, else by the short side of the picture; a ready map is used at its own size. */
+/* Ready maps are used as they are: the first one's size is the job's, and the others have to agree. */
+static lw_status size_of_maps(lw_job *job, int32_t first, lw_error *err) {
+    const lw_image *own = job->controls[first].map;
+    for (int32_t k = first + 1; k < job->n_controls; k++) {
+        const lw_image *map = job->controls[k].map;
+        if (map && (map->width != own->width || map->height != own->height))
+            return lw_fail(err, LW_EINPUT,
+                           "the map of control %d is %dx%d, that of control %d %dx%d: give maps of one size, or a size",
+                           k, map->width, map->height, first, own->width, own->height);
+    }
+    job->width = own->width;
+    job->height = own->height;
+    return LW_OK;
+}
+
+/* Exact, else of the ready maps, else by a short side. */
 static lw_status resolve_size(lw_job *job, const lw_engine *engine, const lw_request *r, lw_error *err) {
-    int32_t multiple = 8 << (engine->model.unet.n_levels - 1);
+    int32_t multiple = 8 << (engine->model.unet.n_levels - 1), first = 0;
+    while (first < job->n_controls && !job->controls[first].map) first++;
+    bool of_maps = !r->width && !r->resolution && first < job->n_controls;
     if (r->width) {
         LW_TRY(in_range("width", r->width, 64, 8192, err));
         LW_TRY(in_range("height", r->height, 64, 8192, err));
         job->width = r->width;
         job->height = r->height;
-    } else if (job->controls[0].map && !r->resolution) {
-        job->width = job->controls[0].map->width;
-        job->height = job->controls[0].map->height;
+    } else if (of_maps) {
+        LW_TRY(size_of_maps(job, first, err));
     } else {
         const lw_image *from = r->image ? r->image : job->controls[0].map;
         LW_TRY(lw_resize_target(from->width, from->height,
                                 r->resolution ? r->resolution : engine->model.config.resolution, &job->width,
                                 &job->height, err));
     }
-    if (job->width % multiple || job->height % multiple || job->width < multiple || job->height < multiple)
-        return lw_fail(err, r->width ? LW_EINVAL : LW_EINPUT,
-                       "size %dx%d: both sides must be multiples of %d for this model", job->width, job->height,
-                       multiple);
-    return LW_OK;
+    if (job->width % multiple == 0 && job->height % multiple == 0 && job->width <= 8192 && job->height <= 8192)
+        return LW_OK;
+    if (of_maps)
+        return lw_fail(
+            err, LW_EINPUT,
+            "the map of control %d is %dx%d: both sides must be multiples of %d up to 8192 for this model, or "
+            "give a size",
+            first, job->width, job->height, multiple);
+    return lw_fail(err, r->width ? LW_EINVAL : LW_EINPUT,
+                   "size %dx%d: both sides must be multiples of %d for this model", job->width, job->height, multiple);
 }
 
 lw_status lw_job_resolve(lw_job *job, const lw_engine *engine, const lw_request *r, lw_error *err) {

@@ -13,6 +13,7 @@
 
 #include "base/rng.h"
 #include "pipe/choices.h"
+#include "pipe/recipe.h"
 #include "pipe/request.h"
 
 typedef struct shape {
@@ -46,9 +47,12 @@ struct lw_session {
     const lw_choices *choices; /* what its plans were made with; NULL: the backend's order */
     bool dry;                  /* plans only, with params of its own: leaves nothing in the engine */
     bool dead;                 /* a device failure: no more work */
+    bool zip;                  /* the backend has tactics that take several members */
+    lw_recipe recipe;
     bool has_shape;
     shape shape;
     planned text, hint[LW_MAX_CONTROLS], time, begin, decode;
+    planned update;            /* where the recipe has it outside the step */
     planned *step; /* by variant (bit k: ControlNet k takes part), recorded when first needed */
     buffer buffers[MAX_BUFFERS];
     int32_t n_buffers;
@@ -88,6 +92,7 @@ static void forget_shape(lw_session *s) {
     free_planned(&s->text);
     free_planned(&s->time);
     free_planned(&s->begin);
+    free_planned(&s->update);
     free_planned(&s->decode);
     for (int32_t k = 0; k < LW_MAX_CONTROLS; k++) free_planned(&s->hint[k]);
     for (int32_t v = 0; s->step && v < MAX_VARIANTS; v++) free_planned(&s->step[v]);
@@ -125,7 +130,9 @@ static lw_status note_buffers(lw_session *s, const planned *p, lw_error *err) {
 }
 
 static lw_status finish_plan(lw_session *s, planned *p, lw_error *err) {
-    LW_TRY(lw_plan_make_chosen(&p->plan, backend_of(s), s->choices, p->program, err));
+    const lw_plan_options options = {
+        .choices = s->choices, .unfused = s->recipe.unfused, .no_graph = s->recipe.no_graph};
+    LW_TRY(lw_plan_make_with(&p->plan, backend_of(s), &options, p->program, err));
     if (lw_plan_temp_bytes(p->plan) > s->temp_bytes) s->temp_bytes = lw_plan_temp_bytes(p->plan);
     return note_buffers(s, p, err);
 }
@@ -152,7 +159,7 @@ static lw_status plan_step(lw_session *s, uint32_t controls, lw_error *err) {
     if (p->plan) return LW_OK;
     lw_step_shape t = step_shape(s, controls);
     LW_TRY(new_program(s, p, "step", err));
-    lw_record_step(p->program, &s->engine->model, &t);
+    lw_recipe_record_step(p->program, &s->engine->model, &s->recipe, &t, s->zip);
     return finish_plan(s, p, err);
 }
 
@@ -161,21 +168,29 @@ static lw_status plan_shape(lw_session *s, const shape *want, lw_error *err) {
     s->shape = *want;
     if (!s->step) s->step = lw_alloc(MAX_VARIANTS, sizeof *s->step);
     if (!s->step) return lw_fail(err, LW_ENOMEM, "no memory for a session's plans");
+    const lw_recipe *r = &s->recipe;
+    const lw_step_shape t = step_shape(s, 0);
     LW_TRY(new_program(s, &s->text, "text", err));
-    lw_record_text(s->text.program, m, want->g, want->n_controls, want->clip_skip);
+    lw_recipe_record_text(s->text.program, m, r, &t, want->clip_skip);
     LW_TRY(finish_plan(s, &s->text, err));
-    for (int32_t k = 0; k < want->n_controls; k++) {
+    for (int32_t k = 0; k < want->n_controls && !r->hint_each_step; k++) {
         LW_TRY(new_program(s, &s->hint[k], "hint", err));
         lw_record_hint(s->hint[k].program, m, k, want->h, want->w);
         LW_TRY(finish_plan(s, &s->hint[k], err));
     }
-    LW_TRY(new_program(s, &s->time, "time", err));
-    lw_record_time(s->time.program, m, want->n_controls, want->rows);
-    LW_TRY(finish_plan(s, &s->time, err));
-    lw_step_shape t = step_shape(s, 0);
+    if (!r->time_each_step) {
+        LW_TRY(new_program(s, &s->time, "time", err));
+        lw_record_time(s->time.program, m, want->n_controls, want->rows, "t", "addend_table");
+        LW_TRY(finish_plan(s, &s->time, err));
+    }
     LW_TRY(new_program(s, &s->begin, "begin", err));
-    lw_record_begin(s->begin.program, m, &t);
+    lw_recipe_record_update(s->begin.program, m, r, &t, true);
     LW_TRY(finish_plan(s, &s->begin, err));
+    if (r->update != LW_UPDATE_IN_STEP) {
+        LW_TRY(new_program(s, &s->update, "update", err));
+        lw_recipe_record_update(s->update.program, m, r, &t, false);
+        LW_TRY(finish_plan(s, &s->update, err));
+    }
     LW_TRY(new_program(s, &s->decode, "decode", err));
     lw_record_decode(s->decode.program, m, want->n, want->h, want->w);
     return finish_plan(s, &s->decode, err);
@@ -256,6 +271,7 @@ static lw_status allocate(lw_session *s, lw_error *err) {
     bind(s, &s->text);
     bind(s, &s->time);
     bind(s, &s->begin);
+    bind(s, &s->update);
     bind(s, &s->decode);
     for (int32_t k = 0; k < s->shape.n_controls; k++) bind(s, &s->hint[k]);
     for (int32_t v = 0; v < MAX_VARIANTS; v++) bind(s, &s->step[v]);
@@ -394,8 +410,10 @@ static lw_status run_hint(lw_session *s, int32_t k, const lw_image *map, lw_erro
     if (!s->edges[k] || memcmp(s->edges[k], tight, bytes)) {
         lw_free(s->edges[k]);
         s->edges[k] = NULL;
-        LW_GO(put(s, "edges", tight, bytes, err));
-        LW_GO(lw_plan_run(s->hint[k].plan, err));
+        char name[16];
+        snprintf(name, sizeof name, "edges%d", k);
+        if (device_of(s, name)) LW_GO(put(s, name, tight, bytes, err));
+        if (s->hint[k].plan) LW_GO(lw_plan_run(s->hint[k].plan, err));
         s->edges[k] = tight;
         tight = NULL;
     }
@@ -414,7 +432,7 @@ static lw_status run_time(lw_session *s, const lw_job *job, lw_error *err) {
         lw_free(s->timesteps);
         s->timesteps = NULL;
         LW_GO(put(s, "t", t, rows * 4 * sizeof *t, err));
-        LW_GO(lw_plan_run(s->time.plan, err));
+        if (s->time.plan) LW_GO(lw_plan_run(s->time.plan, err));
         s->timesteps = t;
         t = NULL;
     }
@@ -467,12 +485,42 @@ static lw_status check_finite(const lw_session *s, const char *name, int32_t at,
     return LW_OK;
 }
 
+/* The update where the recipe has it outside the step: it waits for the networks. */
+static lw_status update(lw_session *s, lw_error *err) {
+    lw_backend *b = backend_of(s);
+    const lw_step_shape t = step_shape(s, 0);
+    int32_t status[4];
+    if (s->recipe.update == LW_UPDATE_PROGRAM) {
+        LW_TRY(b->download(b, status, device_of(s, "status"), sizeof status, err));
+        return lw_plan_run(s->update.plan, err);
+    }
+    bool addends = !s->recipe.time_each_step;
+    const char *row = addends ? "addends" : "t_row";
+    const lw_update_buffers at = {.eps = device_of(s, "eps"),
+                                  .x = device_of(s, "x"),
+                                  .h1 = device_of(s, "h1"),
+                                  .h2 = device_of(s, "h2"),
+                                  .y = device_of(s, "y"),
+                                  .net_in = device_of(s, "net_in"),
+                                  .rows = device_of(s, "rows"),
+                                  .noise = device_of(s, "noise"),
+                                  .table = device_of(s, addends ? "addend_table" : "t"),
+                                  .row = device_of(s, row),
+                                  .row_bytes = lw_plan_extern_bytes(s->update.plan, row),
+                                  .scale_table = device_of(s, "scale_table"),
+                                  .scales = device_of(s, "scales"),
+                                  .scales_bytes = lw_plan_extern_bytes(s->update.plan, "scales"),
+                                  .status = device_of(s, "status")};
+    return lw_recipe_update_on_host(b, &at, &t, err);
+}
+
 /* Queues step i and the news of it. */
 static lw_status queue_step(lw_session *s, const lw_job *job, const lw_request *r, int32_t i, lw_error *err) {
     lw_backend *b = backend_of(s);
     step_news *k = &s->news[i % N_NEWS];
     size_t latents = (size_t)s->shape.h * (size_t)s->shape.w * 8 * sizeof *k->x;
     LW_TRY(lw_plan_run(s->step[row_controls(job, i)].plan, err));
+    if (s->recipe.update != LW_UPDATE_IN_STEP) LW_TRY(update(s, err));
     LW_TRY(lw_fetch(b, k->status, device_of(s, "status"), 4 * sizeof *k->status, err));
     if (r->preview) LW_TRY(lw_fetch(b, k->x, device_of(s, "x"), latents, err));
     return lw_mark(b, &k->mark, err);
@@ -717,6 +765,13 @@ lw_status lw_session_generate(lw_session *s, const lw_request *r, lw_result *out
     return status;
 }
 
+void lw_session_set_recipe(lw_session *s, const lw_recipe *recipe) {
+    forget_shape(s);
+    s->recipe = *recipe;
+}
+
+void lw_session_forget_results(lw_session *s) { forget_results(s); }
+
 void lw_result_free(lw_result *result) {
     if (!result) return;
     for (uint32_t i = 0; i < result->n_images; i++) lw_image_free(&result->images[i]);
@@ -734,6 +789,8 @@ lw_status lw_session_open(lw_session **out, lw_engine *engine, lw_error *err) {
     atomic_fetch_add(&engine->refs, 1);
     s->engine = engine;
     s->params = engine->params;
+    for (int32_t i = 0; i < engine->backend->n_tactics; i++)
+        s->zip |= (engine->backend->tactics[i]->takes & LW_TAKES_MEMBERS) != 0;
     *out = s;
     return LW_OK;
 }
@@ -749,7 +806,7 @@ void lw_session_close(lw_session **session) {
 }
 
 static double job_flop(const lw_session *s, const lw_job *job) {
-    double flop = lw_plan_flop(s->text.plan) + lw_plan_flop(s->time.plan) + lw_plan_flop(s->decode.plan);
+    double flop = lw_plan_flop(s->text.plan) + (s->time.plan ? lw_plan_flop(s->time.plan) : 0) + lw_plan_flop(s->decode.plan);
     for (int32_t k = 0; k < job->n_controls; k++) flop += lw_plan_flop(s->hint[k].plan);
     for (int32_t i = 0; i < job->schedule.n_rows; i++) flop += lw_plan_flop(s->step[row_controls(job, i)].plan);
     return flop;

@@ -218,7 +218,7 @@ static void plans(void **state) {
     if (has_winograd(backend, p)) {
         lw_choice c = choice(lw_op_signature(params, &p->ops[0]), winograd);
         ok(lw_choices_put(t, &c, &err), &err);
-        ok(lw_plan_make_chosen(&plan, backend, t, q, &err), &err);
+        ok(lw_plan_make_with(&plan, backend, &(lw_plan_options){.choices = t}, q, &err), &err);
         ok(lw_plan_make(&plain, backend, q, &err), &err);
         assert_string_equal(lw_plan_op(plan, 0).tactic->name, winograd);
         assert_string_equal(lw_plan_op(plan, 1).tactic->name, "conv2d_onednn");
@@ -238,7 +238,7 @@ static void plans(void **state) {
     /* A choice that can't run the op is passed over. */
     lw_choice wrong = choice(lw_op_signature(params, &p->ops[0]), "linear_ref");
     ok(lw_choices_put(t, &wrong, &err), &err);
-    ok(lw_plan_make_chosen(&plan, backend, t, p, &err), &err);
+    ok(lw_plan_make_with(&plan, backend, &(lw_plan_options){.choices = t}, p, &err), &err);
     assert_int_equal(lw_plan_op(plan, 0).op->kind, LW_OP_CONV2D);
     lw_plan_free(plan);
     lw_choices_free(t);
