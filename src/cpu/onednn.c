@@ -121,7 +121,9 @@ static dnnl_status_t picture_desc(dnnl_memory_desc_t *md, const lw_view *v) {
     /* The stride of a single picture, which is never used, must still be what its rows make it: else oneDNN does not
      * know the layout for nhwc and falls back on its reference. */
     int64_t batch = (int64_t)v->g * v->n, row = v->h > 1 ? v->sh : v->w * v->sw,
-            stride = v->n > 1 ? v->sn : v->g > 1 ? v->sg : v->h * row;
+            stride = v->n > 1   ? v->sn
+                     : v->g > 1 ? v->sg
+                                : v->h * row;
     dnnl_dims_t dims = {batch, v->c, v->h, v->w}, strides = {stride, 1, row, v->sw};
     return dnnl_memory_desc_init_by_strides(md, 4, dims, dnnl_f32, strides);
 }

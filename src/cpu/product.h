@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * What our own products share: the packs of their weights and how their epilogues begin. Of no use to any other file. */
+ * What our own products share: the packs of their weights and how their epilogues begin. Of no use to any other file.
+ */
 #ifndef LW_CPU_PRODUCT_H
 #define LW_CPU_PRODUCT_H
 

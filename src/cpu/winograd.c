@@ -11,11 +11,11 @@
 #include "cpu/product.h"
 
 enum {
-    MAX_DEPTH = 128,   /* input channels transformed at a time at most */
-    DEPTH = 96,        /* where there are more: a chunk's weights and sums stay in the second cache */
-    TILES = 96,        /* tiles of a chunk at most */
+    MAX_DEPTH = 128, /* input channels transformed at a time at most */
+    DEPTH = 96,      /* where there are more: a chunk's weights and sums stay in the second cache */
+    TILES = 96,      /* tiles of a chunk at most */
     MAX_SLOTS = 1024,
-    SPACER = 16        /* floats between points, so that they do not fall into one set of a cache */
+    SPACER = 16 /* floats between points, so that they do not fall into one set of a cache */
 };
 static const int64_t turn_bytes = 4 << 20;
 
