@@ -141,10 +141,14 @@ static void shape_text(const lw_op *op, char text[64]) {
     }
 }
 
-static lw_status run_ops(bench_job *job, const bench_options *o, lw_error *err) {
+static int find_program(const char *name) {
     int program = 0;
-    while (program < BENCH_N_PROGRAMS && strcmp(bench_programs[program], o->program)) program++;
-    if (program == BENCH_N_PROGRAMS) return lw_fail(err, LW_EINVAL, "there is no program %s", o->program);
+    while (program < BENCH_N_PROGRAMS && strcmp(bench_programs[program], name)) program++;
+    return program;
+}
+
+static lw_status run_ops(bench_job *job, const bench_options *o, lw_error *err) {
+    int program = find_program(o->program);
     lw_plan *plan = job->plans[program];
     int32_t n = lw_plan_n_ops(plan);
     double *ms = lw_alloc((size_t)n * (size_t)o->repeat, sizeof *ms), sum = 0, floor_sum = 0;
@@ -294,6 +298,8 @@ static lw_status run_job(const bench_options *o, lw_error *err) {
     tally all = {0};
     lw_choices *choices = NULL;
     bool tactics = !strcmp(o->command, "tactics"), tune = tactics || o->tune;
+    uint32_t programs = !strcmp(o->command, "ops") ? 1u << find_program(o->program) : BENCH_ALL;
+    if (programs >> BENCH_STEP & 1) programs |= 1u << BENCH_BEGIN;
     lw_tune_hooks hooks = {.budget_ms = o->budget, .tuned = tactics ? print_times : count_times, .user = &all};
     double begin = lw_now_ms();
     LW_TRY(bench_open_backend(&backend, o, o->precision, err));
@@ -306,7 +312,8 @@ static lw_status run_job(const bench_options *o, lw_error *err) {
         }
     }
     if (tactics) printf("op\tuses\ttactic\tus\tTFLOP/s\tTB/s\tbest\n");
-    lw_status status = bench_job_open(&job, backend, o->model, &o->shape, choices, tune ? &hooks : NULL, err);
+    lw_status status =
+        bench_job_open(&job, backend, o->model, &o->shape, programs, choices, tune ? &hooks : NULL, err);
     if (status == LW_OK) {
         printf("# %s, %s, %dx%d, %d sample%s, %d steps; open %.0f ms, of it packing %.0f; %.0f MiB\n",
                backend->description, lw_precision_name(backend->precision), o->shape.width, o->shape.height,
@@ -327,7 +334,7 @@ int main(int argc, char **argv) {
     bench_options o;
     bool known = parse(&o, argc, argv), named = false;
     for (size_t i = 0; known && i < sizeof commands / sizeof *commands; i++) named |= !strcmp(o.command, commands[i]);
-    if (!named) {
+    if (!named || find_program(o.program) == BENCH_N_PROGRAMS) {
         fputs(usage, stderr);
         return 2;
     }
