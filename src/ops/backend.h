@@ -72,6 +72,7 @@ struct lw_backend {
     int32_t threads;
     lw_pool *pool;          /* of the host; NULL: one thread */
     char description[160];
+    int64_t cache_bytes;             /* of the last cache before memory; 0: what the host's system says */
     const lw_tactic *const *tactics; /* by preference */
     int32_t n_tactics;
     lw_status (*alloc)(lw_backend *backend, size_t bytes, void **out, lw_error *err); /* 64-byte aligned, zeroed */

@@ -25,7 +25,8 @@ void lw_pass_give_out(lw_program *p, lw_view v, const char *name) {
 
 typedef struct unsharing {
     lw_program *p;
-    int64_t *stride;                    /* by buffer: elements of one pass, 0: shared as before */
+    int64_t *stride; /* by buffer: elements of one pass, 0: shared as before */
+    bool *once;      /* by buffer: an op that stays shared wrote into it */
     bool reads_apart, writes_one, temp; /* what was seen of an op */
 } unsharing;
 
@@ -42,6 +43,19 @@ static void grow(void *user, lw_view *v, bool written) {
     lw_buffer *b = &u->p->buffers[v->buf];
     u->stride[v->buf] = b->bytes / (int64_t)lw_dtype_bytes(v->dtype);
     b->bytes *= 2;
+}
+
+/* A buffer is of one kind: readers of a slice could not tell. */
+static void check(void *user, lw_view *v, bool written) {
+    unsharing *u = user;
+    if (written && lw_view_is(*v) && u->once[v->buf] && u->stride[v->buf])
+        lw_program_fail(u->p, LW_EINTERNAL, "program %s: a buffer is written for one guidance pass and for both",
+                        u->p->name);
+}
+
+static void note_once(void *user, lw_view *v, bool written) {
+    unsharing *u = user;
+    if (written && lw_view_is(*v) && v->g == 1) u->once[v->buf] = true;
 }
 
 static void widen(void *user, lw_view *v, bool written) {
@@ -66,23 +80,23 @@ static bool has_guidance(lw_op_kind kind) {
 
 void lw_pass_unshare(lw_program *p, bool (*shared)(const char *op)) {
     if (p->status != LW_OK) return;
-    unsharing u = {.p = p, .stride = lw_alloc((size_t)p->n_buffers + 1, sizeof *u.stride)};
-    if (!u.stride) {
-        lw_program_fail(p, LW_ENOMEM, "no memory to record program %s", p->name);
-        return;
-    }
-    for (int32_t i = 0; i < p->n_ops; i++) {
+    size_t n = (size_t)p->n_buffers + 1;
+    unsharing u = {.p = p, .stride = lw_alloc(n, sizeof *u.stride), .once = lw_alloc(n, sizeof *u.once)};
+    if (!u.stride || !u.once) lw_program_fail(p, LW_ENOMEM, "no memory to record program %s", p->name);
+    for (int32_t i = 0; i < p->n_ops && p->status == LW_OK; i++) {
         lw_op *op = &p->ops[i];
         u.reads_apart = u.writes_one = false;
         u.temp = true;
         for (int32_t k = 0; k < op->n_member; k++) lw_op_views(op->kind, &op->m[k], look, &u);
         bool apart = has_guidance(op->kind) && u.writes_one && u.temp && (u.reads_apart || !shared(op->name));
         for (int32_t k = 0; k < op->n_member; k++) {
-            if (apart) lw_op_views(op->kind, &op->m[k], grow, &u);
+            lw_op_views(op->kind, &op->m[k], apart ? grow : note_once, &u);
+            lw_op_views(op->kind, &op->m[k], check, &u);
             lw_op_views(op->kind, &op->m[k], apart ? widen : follow, &u);
         }
     }
     lw_free(u.stride);
+    lw_free(u.once);
 }
 
 /* ---- apart */

@@ -21,6 +21,13 @@ for key in '"images": ["c.' '"control": null' '"seed": 7' '"width": 128' '"heigh
     '"encode": ' '"total": ' '"peak_bytes": {"host": '; do prints "$key"; done
 job 0 -i in.ppm -o d.$png -q; checks=$((checks + 1)); [ -s err ] && fail "-q is not quiet"
 
+# A GPU that is not there: one error. auto: the CPU where no GPU shows.
+job 6 -i in.ppm -o x.$png --device cuda:998; says "cuda:998"; absent x.$png
+export CUDA_VISIBLE_DEVICES=
+job 0 -i in.ppm -o b.$png --device auto; that cmp -s a.$png b.$png
+job 6 -i in.ppm -o x.$png --device cuda; says "cuda:0"; absent x.$png
+unset CUDA_VISIBLE_DEVICES
+
 # The edges as a ready map, and latents out and in.
 job 0 --control-image edges.$png -o e.$png --save-latents e.npy; that cmp -s a.npy e.npy
 job 0 -i in.ppm -o f.$png --init-latents a.npy
