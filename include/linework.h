@@ -345,6 +345,8 @@ typedef struct lw_request {
     const float *init_latents; /* [samples,4,h/8,w/8] instead of the first draw (which is still made); NULL: drawn */
     int32_t want_latents;      /* non-zero: result.latents is filled */
     int32_t clip_skip;         /* 0..12. 0 or 1: last layer; k: the k-th from the end, under the last layer's norm */
+    const char *reuse_steps;   /* "9,11-13": those of the steps, 1 the first, take the last step's guided eps again and run no
+                                  network; faster, and another picture. Never step 1. NULL or empty: none */
     lw_progress_fn progress;   /* may be NULL */
     lw_preview_fn preview;     /* may be NULL */
     void *user;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Our own fp32 products over channels (linear, 1x1 convolution): panels of columns against bands of rows, the whole
- * epilogue on the sums while they are in the first-level cache. Cut by the shape alone; each row's bits do not depend on
- * what is computed beside it. */
+ * epilogue on the sums while they are in the first-level cache. Cut by the shape alone; each row's bits do not depend
+ * on what is computed beside it. */
 #include "cpu/product.h"
 
 #include <stdio.h>
@@ -79,8 +79,7 @@ void lw_panel_finish(const lw_panel_epilogue *e, int32_t g, int32_t j, float *ad
 bool lw_panel_supports(const lw_product_args *p) {
     const lw_epilogue *e = &p->epi;
     if (p->out.dtype != LW_F32 || p->in.a.dtype != LW_F32) return false;
-    if (lw_view_is(e->addend) &&
-        (e->addend.dtype != LW_F32 || is_geglu(p) || (e->addend.n > 1 && e->addend.sn != 0)))
+    if (lw_view_is(e->addend) && (e->addend.dtype != LW_F32 || is_geglu(p) || (e->addend.n > 1 && e->addend.sn != 0)))
         return false;
     if (lw_view_is(e->scale) && (e->scale.dtype != LW_F32 || (e->scale.n > 1 && e->scale.sn != 0))) return false;
     return !lw_view_is(e->residual) || e->residual.dtype == LW_F32;
@@ -89,10 +88,10 @@ bool lw_panel_supports(const lw_product_args *p) {
 /* ---- the tactic */
 
 enum {
-    BAND = 96,             /* rows of a chunk at most: their sums of a panel stay in the first-level cache */
-    MIN_BAND = 48,         /* and fewer where they are so long that a band would not stay in the second */
+    BAND = 96,     /* rows of a chunk at most: their sums of a panel stay in the first-level cache */
+    MIN_BAND = 48, /* and fewer where they are so long that a band would not stay in the second */
     BAND_BYTES = 320 << 10,
-    DEPTH = 1024           /* channels added up before the next rows */
+    DEPTH = 1024 /* channels added up before the next rows */
 };
 
 /* How an op is cut: bands of rows inside each guidance pass, groups of panels. */
@@ -226,3 +225,4 @@ enum {
 static const lw_tactic linear = {"linear_fp32", LW_OP_LINEAR, TAKES, supports, prepare, run, release},
                        conv1x1 = {"conv2d_1x1_fp32", LW_OP_CONV2D, TAKES, supports, prepare, run, release};
 const lw_tactic *const lw_cpu_product_tactics[] = {&linear, &conv1x1, &lw_cpu_winograd, NULL};
+const lw_tactic *const lw_cpu_last_tactics[] = {&lw_cpu_winograd_rest, NULL};

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * What our own products share: the packs of their weights and how their epilogues begin. Of no use to any other file. */
+ * What our own products share: the packs of their weights and how their epilogues begin. Of no use to any other file.
+ */
 #ifndef LW_CPU_PRODUCT_H
 #define LW_CPU_PRODUCT_H
 
@@ -28,6 +29,6 @@ void lw_panel_finish(const lw_panel_epilogue *e, int32_t g, int32_t j, float *ad
 /* Whether the epilogue's views are what lw_panel_finish takes. */
 bool lw_panel_supports(const lw_product_args *p);
 
-extern const lw_tactic lw_cpu_winograd;
+extern const lw_tactic lw_cpu_winograd, lw_cpu_winograd_rest;
 
 #endif
