@@ -59,7 +59,11 @@ typedef struct ladder {
 
 /* A circle, a horizon and a gable: edges of one pixel. */
 static lw_status draw_map(lw_image *map, int32_t w, int32_t h, lw_error *err) {
-    *map = (lw_image){.size = sizeof *map, .width = w, .height = h, .channels = 1, .stride = (size_t)w,
+    *map = (lw_image){.size = sizeof *map,
+                      .width = w,
+                      .height = h,
+                      .channels = 1,
+                      .stride = (size_t)w,
                       .data = lw_alloc((size_t)w, (size_t)h)};
     if (!map->data) return lw_fail(err, LW_ENOMEM, "no memory for an edge map");
     for (int32_t x = 0; x < w; x++) {

@@ -2,6 +2,7 @@
  * linework-bench ops      every planned op of a program with time, rates and share of the roofline
  * linework-bench latency  the programs of an image, as the session runs them
  * linework-bench ladder   whole images, recipe by recipe
+ * linework-bench outputs  what each program gives from fixed inputs, written to a file or compared with one
  * linework-bench tactics  every tactic of every op that has a choice, timed as the tuner does */
 #include "bench.h"
 
@@ -15,13 +16,16 @@
 #endif
 
 static const char usage[] =
-    "usage: linework-bench ops|latency|ladder|tactics [options]\n"
+    "usage: linework-bench ops|latency|ladder|outputs|tactics [options]\n"
     "  --model PATH       a model file or folder; SD1.5's shape with random weights without it (not ladder)\n"
     "  --device cpu|cuda[:N]    --precision auto|fp32|fp16    --threads N\n"
     "  --size WxH         256x384        --samples N  1    --steps N  20    --no-guidance\n"
     "  --program NAME     of ops: text, hint, time, begin, step or decode; step without it\n"
+    "  --write FILE, --compare FILE [--most X]    of outputs; X is the relative L2 allowed, 5e-3 without it\n"
     "  --repeat N         5: medians of as many runs\n"
     "  --tune             time tactics first and run the fastest    --budget MS  of timing a tactic of an op\n"
+    "  --choices FILE     tactics that an earlier run wrote there; written by tactics and with --tune\n"
+    "  --group            CUDA: own products first, ControlNet's and the encoder's in one launch where they can\n"
     "  --overlap          CUDA: own products begin while the launch before ends    --no-wgmma  without those of "
     "Hopper\n"
     "  --tflops N --gbs N ceilings: 800 TFLOP/s and 4200 GB/s without them\n";
@@ -34,6 +38,10 @@ static bool take(bench_options *o, const char *name, const char *value) {
     else if (!strcmp(name, "--steps")) o->shape.steps = atoi(value);
     else if (!strcmp(name, "--repeat")) o->repeat = atoi(value);
     else if (!strcmp(name, "--threads")) o->threads = atoi(value);
+    else if (!strcmp(name, "--choices")) o->choices = value;
+    else if (!strcmp(name, "--write")) o->write = value;
+    else if (!strcmp(name, "--compare")) o->compare = value;
+    else if (!strcmp(name, "--most")) o->most = atof(value);
     else if (!strcmp(name, "--budget")) o->budget = atof(value);
     else if (!strcmp(name, "--tflops")) o->tflops = atof(value);
     else if (!strcmp(name, "--gbs")) o->gbs = atof(value);
@@ -48,6 +56,7 @@ static bool parse(bench_options *o, int argc, char **argv) {
                          .program = "step",
                          .shape = {.width = 256, .height = 384, .samples = 1, .steps = 20, .guidance = true},
                          .repeat = 5,
+                         .most = 5e-3,
                          .tflops = 800,
                          .gbs = 4200};
     if (argc < 2) return false;
@@ -56,11 +65,14 @@ static bool parse(bench_options *o, int argc, char **argv) {
         if (!strcmp(argv[i], "--no-guidance")) o->shape.guidance = false;
         else if (!strcmp(argv[i], "--tune")) o->tune = true;
         else if (!strcmp(argv[i], "--overlap")) o->overlap = true;
+        else if (!strcmp(argv[i], "--group")) o->shape.group = true;
         else if (!strcmp(argv[i], "--no-wgmma")) o->no_wgmma = true;
         else if (i + 1 >= argc || !take(o, argv[i], argv[i + 1])) return false;
         else i++;
     }
     const bench_shape *s = &o->shape;
+    o->shape.bare = !strcmp(o->command, "outputs");
+    if (o->shape.bare && !o->write == !o->compare) return false;
     return s->width >= 64 && s->height >= 64 && s->width % 64 == 0 && s->height % 64 == 0 && s->samples >= 1 &&
            s->samples <= 64 && s->steps >= 1 && s->steps <= 1000 && o->repeat >= 1 && o->repeat <= 1000;
 }
@@ -71,6 +83,7 @@ lw_status bench_open_backend(lw_backend **out, const bench_options *o, lw_precis
         lw_cuda_params cuda = {.device_index = o->device[4] == ':' ? atoi(o->device + 5) : 0,
                                .precision = precision,
                                .overlap = o->overlap,
+                               .group = o->shape.group,
                                .no_wgmma = o->no_wgmma};
         return lw_cuda_open(out, &cuda, err);
 #else
@@ -190,6 +203,32 @@ static int count_times(void *user, const lw_tune_op *t) {
     return 0;
 }
 
+/* The choices as lines: signature in hexadecimal, tactic, microseconds. */
+static lw_status read_choices(lw_choices **out, const char *path, lw_error *err) {
+    FILE *file = fopen(path, "r");
+    if (!file) return lw_fail(err, LW_EINVAL, "%s can't be opened", path);
+    lw_choice choice = {0};
+    lw_status status = LW_OK;
+    unsigned long long signature;
+    *out = lw_choices_new();
+    if (!*out) status = lw_fail(err, LW_ENOMEM, "no memory for choices");
+    while (status == LW_OK && fscanf(file, "%llx %47s %lf", &signature, choice.tactic, &choice.us) == 3) {
+        choice.signature = signature;
+        status = lw_choices_put(*out, &choice, err);
+    }
+    fclose(file);
+    return status;
+}
+
+static lw_status write_choices(const lw_choices *choices, const char *path, lw_error *err) {
+    FILE *file = fopen(path, "w");
+    lw_choice choice;
+    if (!file) return lw_fail(err, LW_EINVAL, "%s can't be written", path);
+    for (int32_t i = 0; lw_choices_at(choices, i, &choice); i++)
+        fprintf(file, "%llx %s %.3f\n", (unsigned long long)choice.signature, choice.tactic, choice.us);
+    return fclose(file) == 0 ? LW_OK : lw_fail(err, LW_EINVAL, "%s can't be written", path);
+}
+
 /* ---- latency */
 
 static lw_status run_image(bench_job *job, double ms[5], bool *finite, lw_error *err) {
@@ -245,35 +284,52 @@ out:
     return status;
 }
 
+static lw_status run_command(bench_job *job, const bench_options *o, lw_error *err) {
+    if (!strcmp(o->command, "ops")) return run_ops(job, o, err);
+    if (!strcmp(o->command, "latency")) return run_latency(job, o, err);
+    if (!strcmp(o->command, "outputs"))
+        return bench_job_outputs(job, o->write ? o->write : o->compare, o->compare != NULL, o->most, err);
+    return LW_OK; /* tactics were told while they were timed */
+}
+
 static lw_status run_job(const bench_options *o, lw_error *err) {
     lw_backend *backend = NULL;
     bench_job job;
     tally all = {0};
-    bool tactics = !strcmp(o->command, "tactics"), ops = !strcmp(o->command, "ops");
-    uint32_t programs = ops ? 1u << find_program(o->program) : BENCH_ALL;
-    if (programs >> BENCH_STEP & 1) programs |= 1u << BENCH_BEGIN;
+    lw_choices *choices = NULL;
+    bool tactics = !strcmp(o->command, "tactics"), tune = tactics || o->tune;
+    bench_shape shape = o->shape;
+    if (!strcmp(o->command, "ops")) shape.programs = 1u << find_program(o->program) | 1u << BENCH_BEGIN;
     lw_tune_hooks hooks = {.budget_ms = o->budget, .tuned = tactics ? print_times : count_times, .user = &all};
     double begin = lw_now_ms();
     LW_TRY(bench_open_backend(&backend, o, o->precision, err));
+    if (o->choices && !tune) {
+        lw_status read = read_choices(&choices, o->choices, err);
+        if (read != LW_OK) {
+            lw_choices_free(choices);
+            backend->close(backend);
+            return read;
+        }
+    }
     if (tactics) printf("op\tuses\ttactic\tus\tTFLOP/s\tTB/s\tbest\n");
-    lw_status status =
-        bench_job_open(&job, backend, o->model, &o->shape, programs, tactics || o->tune ? &hooks : NULL, err);
+    lw_status status = bench_job_open(&job, backend, o->model, &shape, choices, tune ? &hooks : NULL, err);
     if (status == LW_OK) {
         printf("# %s, %s, %dx%d, %d sample%s, %d steps; open %.0f ms, of it packing %.0f; %.0f MiB\n",
                backend->description, lw_precision_name(backend->precision), o->shape.width, o->shape.height,
                o->shape.samples, o->shape.samples == 1 ? "" : "s", o->shape.steps, lw_now_ms() - begin, job.pack_ms,
                (double)job.device_bytes / 0x1p20);
-        if (job.choices)
+        if (tune && o->choices) status = write_choices(job.choices, o->choices, err);
+        if (tune)
             printf("# tuned %d kinds of op in %.1f s: %.1f us once each, %.1f by preference\n",
                    lw_choices_count(job.choices), job.tune_ms * 1e-3, all.best_us, all.first_us);
-        if (!tactics) status = ops ? run_ops(&job, o, err) : run_latency(&job, o, err);
+        if (status == LW_OK) status = run_command(&job, o, err);
     }
     bench_job_close(&job);
     return status;
 }
 
 int main(int argc, char **argv) {
-    static const char *const commands[] = {"ops", "latency", "ladder", "tactics"};
+    static const char *const commands[] = {"ops", "latency", "ladder", "outputs", "tactics"};
     bench_options o;
     bool known = parse(&o, argc, argv), named = false;
     for (size_t i = 0; known && i < sizeof commands / sizeof *commands; i++) named |= !strcmp(o.command, commands[i]);

@@ -156,7 +156,7 @@ static lw_status read_latents(cli_job *job, lw_error *err) {
                         "%s: its shape is (%lld, %lld, %lld, %lld), the job needs (%lld, 4, %lld, %lld)",
                         job->init_latents, (long long)shape[0], (long long)shape[1], (long long)shape[2],
                         (long long)shape[3], (long long)want[0], (long long)want[2], (long long)want[3]);
-    cli_sha256(job->latents, n_bytes, job->latents_sha256);
+    TRY(lw_sha256(job->latents, n_bytes, job->latents_sha256, err));
     job->request.init_latents = data;
     return LW_OK;
 }

@@ -90,6 +90,8 @@ static const opt_spec generate_specs[N_GEN] = {
                          .help = "part of the steps after which the control ends"},
     [GEN_CLIP_SKIP] = INT("clip-skip", 0, 1, 12, "1",
                           "which layer of the text encoder is used, counted from the last; for models that ask for 2"),
+    [GEN_REUSE_STEPS] = TEXT("reuse-steps", 0, "LIST", NULL,
+                             "steps, such as 9,11-13, that use the last one's result again: faster, another picture"),
     [GEN_SEED] = INT("seed", 's', -1, 4294967295.0, "-1", "seed of the noise; -1 draws one and prints it"),
     [GEN_CANNY_LOW] = NUMBER("canny-low", 0, 10000, "100", "an edge goes on above this gradient"),
     [GEN_CANNY_HIGH] = NUMBER("canny-high", 0, 10000, "200", "an edge begins above this gradient"),

@@ -33,8 +33,8 @@ if(ZLIB_FOUND)
 endif()
 pkg_check_modules(MD IMPORTED_TARGET libmd)
 if(MD_FOUND)
-  target_link_libraries(lw_cli_libraries INTERFACE PkgConfig::MD)
-  target_compile_definitions(lw_cli_libraries INTERFACE LW_HAVE_MD=1)
+  target_link_libraries(lw_libraries INTERFACE PkgConfig::MD)
+  target_compile_definitions(lw_libraries INTERFACE LW_HAVE_MD=1)
 endif()
 
 # By its header and library: Debian's dnnl-config.cmake fails where OpenCL's headers, which nothing here needs, are not installed.

@@ -219,14 +219,23 @@ LW_API lw_status lw_engine_get_info(const lw_engine *engine, lw_engine_info *inf
 /* The tokenizer of the engine's text encoder; borrowed until the engine is closed. */
 LW_API const lw_tokenizer *lw_engine_tokenizer(const lw_engine *engine);
 
+/* done of total bytes are read or written. Non-zero return cancels: the call returns LW_ECANCEL and leaves nothing. */
+typedef int (*lw_bytes_fn)(void *user, uint64_t done, uint64_t total);
+
+/* The SHA-256 of n_bytes as 64 hex digits, as lw_infotext_extra has it; "" in a build without libmd. */
+LW_API lw_status lw_sha256(const void *bytes, size_t n_bytes, char out[65], lw_error *err);
+
+/* The same of a file. With a cache_dir (NULL: none) it is remembered there in hashes.json, by path, size and time of
+ * change. "" and LW_OK where it is unknown: not remembered and larger than max_bytes (0: no limit), or not a file but a
+ * folder. LW_EMODEL: it can't be read. */
+LW_API lw_status lw_file_sha256(const char *path, const char *cache_dir, uint64_t max_bytes, lw_bytes_fn progress,
+                                void *user, char out[65], lw_error *err);
+
 /* What a model file or folder is, as one JSON object (layout, networks, tensors, dtypes, bytes, metadata), read from
  * its headers alone. *json is freed with lw_free. LW_EMODEL: not a model, or it holds no known network. */
 LW_API lw_status lw_model_info(const char *path, char **json, lw_error *err);
 
 /* ------------------------------------------------------------- model files ---- */
-
-/* done of total bytes are read or written. Non-zero return cancels: the call returns LW_ECANCEL and leaves nothing. */
-typedef int (*lw_bytes_fn)(void *user, uint64_t done, uint64_t total);
 
 typedef struct lw_make_params {
     uint32_t size;
@@ -336,6 +345,8 @@ typedef struct lw_request {
     const float *init_latents; /* [samples,4,h/8,w/8] instead of the first draw (which is still made); NULL: drawn */
     int32_t want_latents;      /* non-zero: result.latents is filled */
     int32_t clip_skip;         /* 0..12. 0 or 1: last layer; k: the k-th from the end, under the last layer's norm */
+    const char *reuse_steps;   /* "9,11-13": those of the steps, 1 the first, take the last step's guided eps again and run no
+                                  network; faster, and another picture. Never step 1. NULL or empty: none */
     lw_progress_fn progress;   /* may be NULL */
     lw_preview_fn preview;     /* may be NULL */
     void *user;

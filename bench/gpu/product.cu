@@ -108,16 +108,16 @@ float *new_floats(job &j, size_t n, uint32_t seed) {
 }
 
 /* extras: bit 0 bias, 1 addend, 2 residual, 3 scale, 4 SiLU. copies: of the weights, one after the other. */
-job make_job(const shape &s, int extras, int copies) {
+job make_job(const shape &s, int extras, int copies, uint32_t seed = 0) {
     job j;
     const int oh = out_size(s.h, s), ow = out_size(s.w, s), rows = s.geglu ? 2 * s.o : s.o;
     const size_t in_values = j.in_values = static_cast<size_t>(s.n) * s.h * s.w * s.c;
     j.weight_values = static_cast<size_t>(rows) * s.k * s.k * s.c;
     j.out_values = static_cast<size_t>(s.n) * oh * ow * s.o;
-    __half *in = new_halfs(in_values, 1.0f, 1), *saved = new_halfs(in_values, 1.0f, 1),
-           *weights = new_halfs(j.weight_values * copies, 1.7f / sqrtf(static_cast<float>(s.k * s.k * s.c)), 2),
-           *out = new_halfs(j.out_values, 1.0f, 3), *addend = new_halfs(static_cast<size_t>(s.n) * rows, 1.0f, 4),
-           *residual = new_halfs(j.out_values, 1.0f, 5);
+    __half *in = new_halfs(in_values, 1.0f, 1 + seed), *saved = new_halfs(in_values, 1.0f, 1 + seed),
+           *weights = new_halfs(j.weight_values * copies, 1.7f / sqrtf(static_cast<float>(s.k * s.k * s.c)), 2 + seed),
+           *out = new_halfs(j.out_values, 1.0f, 3 + seed), *addend = new_halfs(static_cast<size_t>(s.n) * rows, 1.0f, 4 + seed),
+           *residual = new_halfs(j.out_values, 1.0f, 5 + seed);
     j.saved = saved;
     j.owned = {in, saved, weights, out, addend, residual};
     j.a.in = dense(in, s.n, s.h, s.w, s.c);
@@ -128,10 +128,10 @@ job make_job(const shape &s, int extras, int copies) {
     j.a.stride = s.stride;
     j.a.pad_top = j.a.pad_left = s.pad;
     j.a.splits = 1;
-    if (extras & 1) j.a.epi.bias = new_floats(j, rows, 6);
+    if (extras & 1) j.a.epi.bias = new_floats(j, rows, 6 + seed);
     if (extras & 2) j.a.epi.addend = dense(addend, s.n, 1, 1, rows);
     if (extras & 4) j.a.epi.residual = dense(residual, s.n, oh, ow, s.o);
-    if (extras & 8) j.a.epi.scale = new_floats(j, s.n, 7), j.a.epi.scale_sg = s.n == 1 ? 0 : 1;
+    if (extras & 8) j.a.epi.scale = new_floats(j, s.n, 7 + seed), j.a.epi.scale_sg = s.n == 1 ? 0 : 1;
     if (s.geglu) j.a.epi.act = CU_ACT_GEGLU;
     else if (extras & 16) j.a.epi.act = CU_ACT_SILU;
     j.flop = 2.0 * s.n * oh * ow * static_cast<double>(j.weight_values);
@@ -169,45 +169,81 @@ __global__ void late_input(__half *to, const __half *from, size_t n) {
         to[i] = from[i];
 }
 
-/* Runs twice over a poisoned output, and input that is not there yet where launches overlap; the error against the plain kernel, and whether both runs gave the same bits. */
-bool check_one(const shape &s, job &j, const std::vector<float> &want, void *encode, int tile, int splits, int overlap) {
-    std::vector<__half> got[2] = {std::vector<__half>(j.out_values), std::vector<__half>(j.out_values)};
-    j.a.tile = tile;
-    j.a.splits = splits;
+std::vector<float> plain_values(const job &j) {
+    float *plain = nullptr;
+    std::vector<float> want(j.out_values);
+    MUST(cudaMalloc(&plain, j.out_values * 4));
+    plain_kernel<<<static_cast<unsigned>((j.out_values + 127) / 128), 128>>>(j.a, plain);
+    MUST(cudaGetLastError());
+    MUST(cudaMemcpy(want.data(), plain, j.out_values * 4, cudaMemcpyDeviceToHost));
+    MUST(cudaFree(plain));
+    return want;
+}
+
+struct variant {
+    int tile, splits, overlap, members;
+};
+
+/* One output against the plain kernel's. */
+bool equals(const shape &s, const variant &v, int member, const std::vector<__half> &got, const std::vector<float> &want) {
+    double error = 0, norm = 0;
+    size_t bad = 0, first = 0;
+    for (size_t i = 0; i < want.size(); i++) {
+        const double w = want[i], d = static_cast<double>(__half2float(got[i])) - w;
+        if (!(d * d <= 4e-4 * (1 + w * w)) && !bad++) first = i;
+        error += d * d, norm += w * w;
+    }
+    const double relative = std::sqrt(error / norm);
+    if (!bad && relative < 1e-3) return true;
+    std::printf("FAIL %-14s tile %-9s splits %d overlap %d member %d of %d: relative %.2e, %zu of %zu wrong, first (pixel "
+                "%zu, channel %zu): %g not %g\n",
+                s.name, tile_names[v.tile], v.splits, v.overlap, member + 1, v.members, relative, bad, want.size(),
+                first / s.o, first % s.o, static_cast<double>(__half2float(got[first])),
+                static_cast<double>(want[first]));
+    return false;
+}
+
+/* Runs twice over poisoned outputs, and input that is not there yet where launches overlap: errors against the plain
+ * kernel, and whether both runs gave the same bits. */
+bool check_one(const shape &s, std::vector<job> &jobs, const std::vector<std::vector<float>> &want, void *encode,
+               const variant &v) {
     static cudaStream_t stream = nullptr;
     if (!stream) MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    for (auto &g : got) {
-        MUST(cudaMemsetAsync(j.a.out.p, 0xff, j.out_values * 2, stream));
-        if (overlap) {
-            MUST(cudaMemsetAsync(j.a.in.p, 0xff, j.in_values * 2, stream));
-            late_input<<<16, 256, 0, stream>>>(static_cast<__half *>(j.a.in.p), j.saved, j.in_values);
-            MUST(cudaGetLastError());
+    std::vector<__half> got[2][2];
+    cu_product_args args[2];
+    for (auto &run : got) {
+        for (int m = 0; m < v.members; m++) {
+            job &j = jobs[m];
+            args[m] = j.a;
+            args[m].tile = v.tile, args[m].splits = v.splits;
+            MUST(cudaMemsetAsync(j.a.out.p, 0xff, j.out_values * 2, stream));
+            if (v.overlap) MUST(cudaMemsetAsync(j.a.in.p, 0xff, j.in_values * 2, stream));
         }
-        const cudaError_t e = cu_wgmma(cu_order{stream, overlap}, &j.a, encode);
+        for (int m = v.members - 1; m >= 0 && v.overlap; m--)
+            late_input<<<16, 256, 0, stream>>>(static_cast<__half *>(jobs[m].a.in.p), jobs[m].saved, jobs[m].in_values);
+        MUST(cudaGetLastError());
+        const cudaError_t e = cu_wgmma(cu_order{stream, v.overlap}, args, v.members, encode);
         if (e != cudaSuccess) {
-            std::printf("FAIL %-14s tile %-9s splits %d overlap %d: launch: %s\n", s.name, tile_names[tile], splits,
-                        overlap, cudaGetErrorString(e));
+            std::printf("FAIL %-14s tile %-9s splits %d overlap %d members %d: launch: %s\n", s.name, tile_names[v.tile],
+                        v.splits, v.overlap, v.members, cudaGetErrorString(e));
             cudaGetLastError();
             return false;
         }
-        MUST(cudaDeviceSynchronize());
-        MUST(cudaMemcpy(g.data(), j.a.out.p, j.out_values * 2, cudaMemcpyDeviceToHost));
+        MUST(cudaStreamSynchronize(stream));
+        for (int m = 0; m < v.members; m++) {
+            run[m].resize(jobs[m].out_values);
+            MUST(cudaMemcpy(run[m].data(), jobs[m].a.out.p, jobs[m].out_values * 2, cudaMemcpyDeviceToHost));
+        }
     }
-    double error = 0, norm = 0, worst = 0;
-    size_t bad = 0, first = 0;
-    for (size_t i = 0; i < j.out_values; i++) {
-        const double d = static_cast<double>(__half2float(got[0][i])) - want[i];
-        if (!(d * d <= 4e-4 * (1 + want[i] * want[i])) && !bad++) first = i;
-        error += d * d, norm += static_cast<double>(want[i]) * want[i];
-        worst = std::max(worst, d < 0 ? -d : d);
+    bool fine = true;
+    for (int m = 0; m < v.members; m++) {
+        fine &= equals(s, v, m, got[0][m], want[m]);
+        if (std::memcmp(got[0][m].data(), got[1][m].data(), got[0][m].size() * 2)) {
+            std::printf("FAIL %-14s tile %-9s splits %d overlap %d: other bits the second time\n", s.name,
+                        tile_names[v.tile], v.splits, v.overlap);
+            fine = false;
+        }
     }
-    const double relative = std::sqrt(error / norm);
-    const bool same = !std::memcmp(got[0].data(), got[1].data(), j.out_values * 2), fine = !bad && relative < 1e-3 && same;
-    if (!fine)
-        std::printf("FAIL %-14s tile %-9s splits %d overlap %d: relative %.2e, %zu of %zu wrong, first (pixel %zu, channel "
-                    "%zu): %g not %g%s\n",
-                    s.name, tile_names[tile], splits, overlap, relative, bad, j.out_values, first / s.o, first % s.o,
-                    static_cast<double>(__half2float(got[0][first])), want[first], same ? "" : ", other bits again");
     return fine;
 }
 
@@ -217,17 +253,13 @@ int check(void *encode, int only) {
         if (only >= 0 && tile != only) continue;
         for (const shape &s : awkward) {
             const int before = failed, extras = static_cast<int>(&s - awkward) * 7 % 32;
-            job j = make_job(s, extras, 1);
-            float *plain = nullptr;
-            std::vector<float> want(j.out_values);
-            MUST(cudaMalloc(&plain, j.out_values * 4));
-            plain_kernel<<<static_cast<unsigned>((j.out_values + 127) / 128), 128>>>(j.a, plain);
-            MUST(cudaMemcpy(want.data(), plain, j.out_values * 4, cudaMemcpyDeviceToHost));
-            MUST(cudaFree(plain));
+            std::vector<job> jobs = {make_job(s, extras, 1), make_job(s, extras, 1, 100)};
+            const std::vector<std::vector<float>> want = {plain_values(jobs[0]), plain_values(jobs[1])};
             for (int splits = 1; splits <= CU_WGMMA_MAX_SPLITS; splits *= 2)
                 for (int overlap = 0; overlap < 2; overlap++)
-                    check_one(s, j, want, encode, tile, splits, overlap) ? passed++ : failed++;
-            drop_job(j);
+                    for (int members = 1; members <= 2; members++)
+                        check_one(s, jobs, want, encode, {tile, splits, overlap, members}) ? passed++ : failed++;
+            for (job &j : jobs) drop_job(j);
             std::printf("%s %-14s tile %s, epilogue %d\n", failed == before ? "pass" : "FAIL", s.name, tile_names[tile],
                         extras);
             std::fflush(stdout);
@@ -303,7 +335,7 @@ double time_wgmma(const job &j, int copies, void *encode, int tile, int splits, 
                    cu_product_args a = j.a;
                    a.tile = tile, a.splits = splits;
                    a.weights = static_cast<const __half *>(j.a.weights) + i * j.weight_values;
-                   MUST(cu_wgmma(cu_order{stream, overlap}, &a, encode));
+                   MUST(cu_wgmma(cu_order{stream, overlap}, &a, 1, encode));
                }
            }) /
            copies;

@@ -330,6 +330,7 @@ lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error 
         gpu_close(&b->base);
         return status;
     }
+    if (params->group && !params->no_wgmma) add_tactics(b, cu_wgmma_group_tactics);
     add_tactics(b, cu_blas_tactics);
     add_tactics(b, cu_dnn_tactics);
     add_tactics(b, cu_product_tactics);

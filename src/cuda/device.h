@@ -121,6 +121,7 @@ extern const lw_tactic *const cu_dnn_tactics[];
 extern const lw_tactic *const cu_product_tactics[];
 extern const lw_tactic cu_conv2d_mma; /* one of them: where cuDNN has no engine */
 extern const lw_tactic *const cu_wgmma_tactics[];
+extern const lw_tactic *const cu_wgmma_group_tactics[]; /* take several members */
 extern const lw_tactic *const cu_kernel_tactics[];
 extern const lw_tactic *const cu_wide_tactics[]; /* attention that cu_kernel_tactics does not take */
 

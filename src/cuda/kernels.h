@@ -148,10 +148,11 @@ cudaError_t cu_product(cu_order order, const cu_product_args *args);
     X(7, 3, 1, 128, 1)                                                                                                 \
     X(8, 3, 1, 160, 1)                                                                                                 \
     X(9, 2, 2, 128, 1)
-enum { CU_N_WGMMA_TILES = 10, CU_WGMMA_MAX_SPLITS = 8 };
+enum { CU_N_WGMMA_TILES = 10, CU_WGMMA_MAX_SPLITS = 8, CU_WGMMA_MAX_MEMBERS = 4 };
 
-/* encode_map: the driver's cuTensorMapEncodeTiled */
-cudaError_t cu_wgmma(cu_order order, const cu_product_args *args, void *encode_map);
+/* args[0..n): products of the same sizes, in one launch; tile and splits of the first. encode_map: the driver's
+ * cuTensorMapEncodeTiled */
+cudaError_t cu_wgmma(cu_order order, const cu_product_args *args, int32_t n, void *encode_map);
 
 /* Whether this build has kernels for the current device. */
 cudaError_t cu_probe(void);

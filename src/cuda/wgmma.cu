@@ -20,10 +20,16 @@
 
 namespace {
 
-struct tile_args {
-    cu_tiling t;
+struct member {
+    CUtensorMap input, weights;
     cu_view out;
     cu_epilogue epi;
+};
+
+/* Members have the same sizes; each block works for one. */
+struct launch_args {
+    member of[CU_WGMMA_MAX_MEMBERS];
+    cu_tiling t;
     int32_t gates;       /* GEGLU: out.c, else 0 */
     int32_t input_bytes; /* of a step */
 };
@@ -144,34 +150,37 @@ CU_DEVICE void cluster_meet() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
 }
 
-/* 8 sums at `from`, of this block or added up over the SPLITS of its cluster in order. */
+/* 8 sums at `from`, of this block or added up over the SPLITS of its cluster in order; all reads of a half at once. */
 template <int SPLITS> CU_DEVICE void gather(const float *from, float v[8]) {
     if constexpr (SPLITS == 1) load8(from, v);
     else {
-        float part[SPLITS][8];
 #pragma unroll
-        for (int i = 0; i < SPLITS; i++)
-            load8(static_cast<const float *>(__cluster_map_shared_rank(const_cast<float *>(from), i)), part[i]);
+        for (int half = 0; half < 8; half += 4) {
+            float4 part[SPLITS];
 #pragma unroll
-        for (int k = 0; k < 8; k++) v[k] = part[0][k];
+            for (int i = 0; i < SPLITS; i++)
+                part[i] = *static_cast<const float4 *>(
+                    static_cast<const void *>(__cluster_map_shared_rank(const_cast<float *>(from + half), i)));
+            float4 sum = part[0];
 #pragma unroll
-        for (int i = 1; i < SPLITS; i++)
-#pragma unroll
-            for (int k = 0; k < 8; k++) v[k] += part[i][k];
+            for (int i = 1; i < SPLITS; i++)
+                sum.x += part[i].x, sum.y += part[i].y, sum.z += part[i].z, sum.w += part[i].w;
+            v[half] = sum.x, v[half + 1] = sum.y, v[half + 2] = sum.z, v[half + 3] = sum.w;
+        }
     }
 }
 
 /* Where row `row` of the tile goes: (g, n, h, w), g -1 for nowhere. */
-CU_DEVICE int4 row_place(const tile_args &a, cu_place origin, int row) {
-    const int pixel = cu_tile_pixel(&a.t, origin, row), picture = a.out.h * a.out.w;
+CU_DEVICE int4 row_place(const cu_tiling &t, const cu_view &out, cu_place origin, int row) {
+    const int pixel = cu_tile_pixel(&t, origin, row), picture = out.h * out.w;
     if (pixel < 0) return make_int4(-1, 0, 0, 0);
-    const int gn = pixel / picture, p = pixel - gn * picture, g = gn / a.out.n, h = p / a.out.w;
-    return make_int4(g, gn - g * a.out.n, h, p - h * a.out.w);
+    const int gn = pixel / picture, p = pixel - gn * picture, g = gn / out.n, h = p / out.w;
+    return make_int4(g, gn - g * out.n, h, p - h * out.w);
 }
 
 /* Rows rank, rank + SPLITS, … of the tile: sums, epilogue, output. */
 template <typename R, int BN, int SPLITS, bool GATED>
-CU_DEVICE void finish_rows(const tile_args &a, const float *sums, const int4 *places, int tile, int rank) {
+CU_DEVICE void finish_rows(const member &a, int gates, const float *sums, const int4 *places, int tile, int rank) {
     const int WIDE = GATED ? BN / 2 : BN, VECTORS = WIDE / 8;
     for (int i = threadIdx.x; i < R::BM / SPLITS * VECTORS; i += R::THREADS) {
         const int row = i / VECTORS * SPLITS + rank, col = i % VECTORS * 8, c = tile * WIDE + col;
@@ -180,21 +189,22 @@ CU_DEVICE void finish_rows(const tile_args &a, const float *sums, const int4 *pl
         float v[8], gate[8];
         gather<SPLITS>(sums + row * R::ROW + col, v);
         if (GATED) gather<SPLITS>(sums + row * R::ROW + WIDE + col, gate);
-        epilogue8(a.epi, at.x, at.y, at.z, at.w, c, a.gates, v, gate);
+        epilogue8(a.epi, at.x, at.y, at.z, at.w, c, gates, v, gate);
         store8(static_cast<__half *>(a.out.p) + view_at(a.out, at.x, at.y, at.z, at.w) + c, v);
     }
 }
 
 template <typename R, int BN, int SPLITS>
-CU_DEVICE void finish(const tile_args &a, const float *sums, const int4 *places, int tile, int rank) {
-    if (a.gates) finish_rows<R, BN, SPLITS, true>(a, sums, places, tile, rank);
-    else finish_rows<R, BN, SPLITS, false>(a, sums, places, tile, rank);
+CU_DEVICE void finish(const member &a, int gates, const float *sums, const int4 *places, int tile, int rank) {
+    if (gates) finish_rows<R, BN, SPLITS, true>(a, gates, sums, places, tile, rank);
+    else finish_rows<R, BN, SPLITS, false>(a, gates, sums, places, tile, rank);
 }
 
 /* One thread starts all copies: those of weights for the first round of the ring before the launch before is over. */
 template <typename R>
-CU_DEVICE void produce(const tile_args &a, const CUtensorMap *input, const CUtensorMap *weights, uint32_t stages,
-                       uint32_t full, uint32_t empty, cu_place origin, int tile, int begin, int n_steps) {
+CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, uint32_t full, uint32_t empty,
+                       cu_place origin, int tile, int begin, int n_steps) {
+    const CUtensorMap *input = &m.input, *weights = &m.weights;
     const int row0 = cu_weight_row(tile, R::B_BYTES / CU_CHUNK_BYTES, a.gates, 0),
               row1 = cu_weight_row(tile, R::B_BYTES / CU_CHUNK_BYTES, a.gates, 1);
     const int first = n_steps < R::STAGES ? n_steps : R::STAGES;
@@ -226,11 +236,10 @@ CU_DEVICE void produce(const tile_args &a, const CUtensorMap *input, const CUten
 
 #endif
 
-/* Grid: (splits x tiles of columns, tiles of pixels); the splits of a tile are a cluster. */
+/* Grid: (splits x tiles of columns, tiles of pixels, members); the splits of a tile are a cluster. */
 template <int GROUPS, int HEIGHT, int BN, int BLOCKS>
 __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::THREADS, BLOCKS)
-    wgmma_kernel(const __grid_constant__ CUtensorMap input, const __grid_constant__ CUtensorMap weights,
-                 const __grid_constant__ tile_args a) {
+    wgmma_kernel(const __grid_constant__ launch_args a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     typedef ring<GROUPS, HEIGHT, BN, BLOCKS> R;
     extern __shared__ unsigned char shared_bytes[];
@@ -241,11 +250,13 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::THREADS, BLO
     const uint32_t full = shared_address(barriers), empty = full + R::STAGES * 8;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, splits = cluster_size(), rank = cluster_rank();
     const int tile = blockIdx.x / splits;
+    const member &m = a.of[blockIdx.z];
     const cu_place origin = cu_tile_origin(&a.t, blockIdx.y);
     const int begin = cu_part_begin(a.t.steps, rank, splits),
               n_steps = cu_part_begin(a.t.steps, rank + 1, splits) - begin;
 
     if (threadIdx.x == 0) {
+        asm volatile("prefetch.tensormap [%0];\nprefetch.tensormap [%1];\n" ::"l"(&m.input), "l"(&m.weights) : "memory");
         for (int i = 0; i < R::STAGES; i++) {
             barrier_init(full + i * 8, 1);
             barrier_init(empty + i * 8, GROUPS * 4);
@@ -256,60 +267,61 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::THREADS, BLO
     next_launch_may_start();
 
     if (warp == GROUPS * 4) {
-        if (lane == 0) produce<R>(a, &input, &weights, stages, full, empty, origin, tile, begin, n_steps);
+        if (lane == 0) produce<R>(a, m, stages, full, empty, origin, tile, begin, n_steps);
         __syncwarp();
         previous_launch_wait();
         __syncthreads();
     } else {
         const int group = warp / 4;
-        for (int row = threadIdx.x; row < R::BM; row += GROUPS * 128) places[row] = row_place(a, origin, row);
+        for (int row = threadIdx.x; row < R::BM; row += GROUPS * 128) 
+            places[row] = row_place(a.t, m.out, origin, row);
         float d[HEIGHT][BN / 2];
 #pragma unroll
-        for (int m = 0; m < HEIGHT; m++)
+        for (int p = 0; p < HEIGHT; p++)
 #pragma unroll
-            for (int v = 0; v < BN / 2; v++) d[m][v] = 0;
+            for (int v = 0; v < BN / 2; v++) d[p][v] = 0;
         for (int i = 0; i < n_steps; i++) {
             const int k = i % R::STAGES;
             barrier_wait(full + k * 8, i / R::STAGES & 1);
             const uint64_t pa = cu_operand(stages + k * R::STAGE + group * HEIGHT * 64 * CU_CHUNK_BYTES),
                            pb = cu_operand(stages + k * R::STAGE + R::A_BYTES);
 #pragma unroll
-            for (int m = 0; m < HEIGHT; m++) sums_pin(d[m]);
+            for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
             sums_begin();
 #pragma unroll
             for (int part = 0; part < CU_CHUNK / 16; part++)
 #pragma unroll
-                for (int m = 0; m < HEIGHT; m++)
-                    multiplier<BN>::add(d[m], pa + m * (64 * CU_CHUNK_BYTES / 16) + 2 * part, pb + 2 * part);
+                for (int p = 0; p < HEIGHT; p++)
+                    multiplier<BN>::add(d[p], pa + p * (64 * CU_CHUNK_BYTES / 16) + 2 * part, pb + 2 * part);
             sums_commit();
 #pragma unroll
-            for (int m = 0; m < HEIGHT; m++) sums_pin(d[m]);
+            for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
             sums_wait<1>(); /* all but this step's: the stage before is free */
             if (i > 0 && lane == 0) barrier_arrive(empty + (i - 1) % R::STAGES * 8);
         }
         sums_wait<0>();
 #pragma unroll
-        for (int m = 0; m < HEIGHT; m++) sums_pin(d[m]);
+        for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
         previous_launch_wait();
         __syncthreads(); /* nobody reads the stages any more: sums take their place */
 #pragma unroll
-        for (int m = 0; m < HEIGHT; m++)
+        for (int p = 0; p < HEIGHT; p++)
 #pragma unroll
             for (int v = 0; v < BN / 2; v += 2) {
-                const int row = (group * HEIGHT + m) * 64 + cu_sum_row(threadIdx.x % 128, v),
+                const int row = (group * HEIGHT + p) * 64 + cu_sum_row(threadIdx.x % 128, v),
                           col = cu_sum_column(threadIdx.x % 128, v);
-                *reinterpret_cast<float2 *>(sums + row * R::ROW + col) = make_float2(d[m][v], d[m][v + 1]);
+                *reinterpret_cast<float2 *>(sums + row * R::ROW + col) = make_float2(d[p][v], d[p][v + 1]);
             }
     }
     if (splits == 1) {
         __syncthreads();
-        finish<R, BN, 1>(a, sums, places, tile, 0);
+        finish<R, BN, 1>(m, a.gates, sums, places, tile, 0);
         return;
     }
     cluster_meet();
-    if (splits == 2) finish<R, BN, 2>(a, sums, places, tile, rank);
-    else if (splits == 4) finish<R, BN, 4>(a, sums, places, tile, rank);
-    else finish<R, BN, 8>(a, sums, places, tile, rank);
+    if (splits == 2) finish<R, BN, 2>(m, a.gates, sums, places, tile, rank);
+    else if (splits == 4) finish<R, BN, 4>(m, a.gates, sums, places, tile, rank);
+    else finish<R, BN, 8>(m, a.gates, sums, places, tile, rank);
     cluster_meet(); /* no block ends while another reads its sums */
 #endif
 }
@@ -345,44 +357,48 @@ bool encode_weights(encoder make, CUtensorMap *map, const cu_product_args &a, ui
 }
 
 template <int GROUPS, int HEIGHT, int BN, int BLOCKS>
-cudaError_t launch(cu_order order, const cu_product_args &a, void *encode_map) {
+cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encode_map) {
     typedef ring<GROUPS, HEIGHT, BN, BLOCKS> R;
-    CUtensorMap input, weights;
-    tile_args args = {};
-    const bool flat = cu_wgmma_tiling(&args.t, &a, R::BM);
-    args.out = a.out;
-    args.epi = a.epi;
-    args.gates = a.epi.act == CU_ACT_GEGLU ? a.out.c : 0;
-    args.input_bytes = args.t.bw * args.t.bh * args.t.bn * CU_CHUNK_BYTES;
+    const cu_product_args &first = of[0];
     const encoder make = reinterpret_cast<encoder>(encode_map);
-    if (!encode_input(make, &input, a, args.t, flat) || !encode_weights(make, &weights, a, args.gates ? BN / 2 : BN))
-        return cudaErrorInvalidValue;
-    void (*kernel)(const CUtensorMap, const CUtensorMap, const tile_args) = wgmma_kernel<GROUPS, HEIGHT, BN, BLOCKS>;
+    launch_args args = {};
+    const bool flat = cu_wgmma_tiling(&args.t, &first, R::BM);
+    args.gates = first.epi.act == CU_ACT_GEGLU ? first.out.c : 0;
+    args.input_bytes = args.t.bw * args.t.bh * args.t.bn * CU_CHUNK_BYTES;
+    for (int i = 0; i < n; i++) {
+        member &m = args.of[i];
+        if (!encode_input(make, &m.input, of[i], args.t, flat) ||
+            !encode_weights(make, &m.weights, of[i], args.gates ? BN / 2 : BN))
+            return cudaErrorInvalidValue;
+        m.out = of[i].out;
+        m.epi = of[i].epi;
+    }
+    void (*kernel)(const launch_args) = wgmma_kernel<GROUPS, HEIGHT, BN, BLOCKS>;
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, R::BYTES);
     if (e != cudaSuccess) return e;
-    const int wide = args.gates ? BN / 2 : BN, tiles = cu_ceil_div(a.out.c, wide);
+    const int wide = args.gates ? BN / 2 : BN, tiles = cu_ceil_div(first.out.c, wide);
     cudaLaunchAttribute attributes[2] = {};
     attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim.x = a.splits;
+    attributes[0].val.clusterDim.x = first.splits;
     attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
     attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[1].val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(tiles * a.splits, args.t.tiles);
+    config.gridDim = dim3(tiles * first.splits, args.t.tiles, n);
     config.blockDim = dim3(R::THREADS);
     config.dynamicSmemBytes = R::BYTES;
     config.stream = order.stream;
     config.attrs = attributes;
     config.numAttrs = order.overlap ? 2 : 1;
-    return cudaLaunchKernelEx(&config, kernel, input, weights, args);
+    return cudaLaunchKernelEx(&config, kernel, args);
 }
 
 } // namespace
 
-cudaError_t cu_wgmma(cu_order order, const cu_product_args *args, void *encode_map) {
+cudaError_t cu_wgmma(cu_order order, const cu_product_args *args, int32_t n, void *encode_map) {
     switch (args->tile) {
 #define X(index, groups, height, columns, blocks)                                                                      \
-    case index: return launch<groups, height, columns, blocks>(order, *args, encode_map);
+    case index: return launch<groups, height, columns, blocks>(order, args, n, encode_map);
         CU_WGMMA_TILES(X)
 #undef X
     default: return cudaErrorInvalidValue;

@@ -48,10 +48,11 @@ static void read_timesteps(lw_program *p, const lw_step_shape *s) {
     }
 }
 
-/* The networks' part alone: its eps is for a later update. */
-static void cut_update(lw_program *p) {
+/* eps outlives the step: an update outside it reads it, and so does a row that uses it again. */
+static void give_eps(lw_program *p, bool cut_update) {
     if (p->status != LW_OK || p->n_ops == 0 || p->ops[p->n_ops - 1].kind != LW_OP_ADVANCE) return;
-    lw_pass_give_out(p, p->ops[--p->n_ops].m->advance.eps, "eps");
+    lw_pass_give_out(p, p->ops[p->n_ops - 1].m->advance.eps, "eps");
+    p->n_ops -= cut_update;
 }
 
 void lw_recipe_record_step(lw_program *p, const lw_model *m, const lw_recipe *r, const lw_step_shape *s, bool zip) {
@@ -70,7 +71,7 @@ void lw_recipe_record_step(lw_program *p, const lw_model *m, const lw_recipe *r,
         read_timesteps(p, s);
         keep_inside(p, "", "addends", -1);
     }
-    if (r->update != LW_UPDATE_IN_STEP) cut_update(p);
+    give_eps(p, r->update != LW_UPDATE_IN_STEP);
     take_back(p, r, s->g);
     if (zip && !r->unzipped && !r->passes_apart) lw_pass_zip(p);
 }

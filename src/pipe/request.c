@@ -2,6 +2,7 @@
 #include "pipe/request.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 void lw_request_init(lw_request *r) {
@@ -124,6 +125,35 @@ static lw_status resolve_size(lw_job *job, const lw_engine *engine, const lw_req
                    "size %dx%d: both sides must be multiples of %d for this model", job->width, job->height, multiple);
 }
 
+static bool number(const char **at, long *out) {
+    char *end;
+    if (**at < '0' || **at > '9') return false;
+    *out = strtol(*at, &end, 10);
+    *at = end;
+    return true;
+}
+
+/* "9,11-13": steps that reuse an eps. */
+static lw_status resolve_reuse(lw_job *job, const char *list, lw_error *err) {
+    if (!list || !*list) return LW_OK;
+    int32_t n = job->schedule.n_rows;
+    job->reuse = lw_alloc((size_t)n, sizeof *job->reuse);
+    if (!job->reuse) return lw_fail(err, LW_ENOMEM, "no memory for %d steps", n);
+    for (const char *at = list;; at++) {
+        long first, last;
+        bool good = number(&at, &first);
+        last = first;
+        if (good && *at == '-') good = (at++, number(&at, &last));
+        if (!good || (*at && *at != ','))
+            return lw_fail(err, LW_EINVAL, "reuse steps \"%s\" is not a list like 9,11-13", list);
+        if (first < 2 || last < first || last > n)
+            return lw_fail(err, LW_EINVAL, "reuse steps \"%s\": %ld-%ld is not within steps 2 to %d, which have one before",
+                           list, first, last, n);
+        for (long i = first; i <= last; i++) job->reuse[i - 1] = true;
+        if (!*at) return LW_OK;
+    }
+}
+
 lw_status lw_job_resolve(lw_job *job, const lw_engine *engine, const lw_request *r, lw_error *err) {
     *job = (lw_job){.n = r->samples, .mode = r->control_mode, .clip_skip = r->clip_skip};
     LW_TRY(check_ranges(r, err));
@@ -134,10 +164,15 @@ lw_status lw_job_resolve(lw_job *job, const lw_engine *engine, const lw_request 
     LW_TRY(resolve_controls(job, engine, r, err));
     LW_TRY(resolve_size(job, engine, r, err));
     lw_schedule_params params = {.sampler = r->sampler, .scheduler = r->scheduler, .steps = r->steps, .eta = r->eta};
-    return lw_schedule_make(&job->schedule, &params, err);
+    LW_TRY(lw_schedule_make(&job->schedule, &params, err));
+    return resolve_reuse(job, r->reuse_steps, err);
 }
 
-void lw_job_free(lw_job *job) { lw_schedule_free(&job->schedule); }
+void lw_job_free(lw_job *job) {
+    lw_schedule_free(&job->schedule);
+    lw_free(job->reuse);
+    job->reuse = NULL;
+}
 
 /* A gray or any other picture at the job's size. */
 static lw_status fit(const lw_image *in, const lw_job *job, lw_image *rgb, lw_error *err) {

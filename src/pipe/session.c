@@ -8,7 +8,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/rng.h"
@@ -52,8 +51,8 @@ struct lw_session {
     bool has_shape;
     shape shape;
     planned text, hint[LW_MAX_CONTROLS], time, begin, decode;
-    planned update; /* where the recipe has it outside the step */
-    planned *step;  /* by variant (bit k: ControlNet k takes part), recorded when first needed */
+    planned update; /* by itself: for rows that reuse an eps, and where the recipe has it outside the step */
+    planned *step; /* by variant (bit k: ControlNet k takes part), recorded when first needed */
     buffer buffers[MAX_BUFFERS];
     int32_t n_buffers;
     void *temp;
@@ -163,6 +162,13 @@ static lw_status plan_step(lw_session *s, uint32_t controls, lw_error *err) {
     return finish_plan(s, p, err);
 }
 
+static lw_status plan_update(lw_session *s, lw_error *err) {
+    const lw_step_shape t = step_shape(s, 0);
+    LW_TRY(new_program(s, &s->update, "update", err));
+    lw_recipe_record_update(s->update.program, &s->engine->model, &s->recipe, &t, false);
+    return finish_plan(s, &s->update, err);
+}
+
 static lw_status plan_shape(lw_session *s, const shape *want, lw_error *err) {
     const lw_model *m = &s->engine->model;
     s->shape = *want;
@@ -186,11 +192,6 @@ static lw_status plan_shape(lw_session *s, const shape *want, lw_error *err) {
     LW_TRY(new_program(s, &s->begin, "begin", err));
     lw_recipe_record_update(s->begin.program, m, r, &t, true);
     LW_TRY(finish_plan(s, &s->begin, err));
-    if (r->update != LW_UPDATE_IN_STEP) {
-        LW_TRY(new_program(s, &s->update, "update", err));
-        lw_recipe_record_update(s->update.program, m, r, &t, false);
-        LW_TRY(finish_plan(s, &s->update, err));
-    }
     LW_TRY(new_program(s, &s->decode, "decode", err));
     lw_record_decode(s->decode.program, m, want->n, want->h, want->w);
     return finish_plan(s, &s->decode, err);
@@ -300,6 +301,8 @@ static uint32_t row_controls(const lw_job *job, int32_t i) {
         if (control_runs(&job->controls[k], i, job->schedule.n_rows)) bits |= 1u << k;
     return bits;
 }
+
+static bool reuses(const lw_job *job, int32_t i) { return job->reuse && job->reuse[i]; }
 
 static void fill_scales(const lw_session *s, const lw_job *job, float *row) {
     int32_t n_taps = s->engine->model.unet.n_in + 1;
@@ -519,8 +522,9 @@ static lw_status queue_step(lw_session *s, const lw_job *job, const lw_request *
     lw_backend *b = backend_of(s);
     step_news *k = &s->news[i % N_NEWS];
     size_t latents = (size_t)s->shape.h * (size_t)s->shape.w * 8 * sizeof *k->x;
-    LW_TRY(lw_plan_run(s->step[row_controls(job, i)].plan, err));
+    if (!reuses(job, i)) LW_TRY(lw_plan_run(s->step[row_controls(job, i)].plan, err));
     if (s->recipe.update != LW_UPDATE_IN_STEP) LW_TRY(update(s, err));
+    else if (reuses(job, i)) LW_TRY(lw_plan_run(s->update.plan, err));
     LW_TRY(lw_fetch(b, k->status, device_of(s, "status"), 4 * sizeof *k->status, err));
     if (r->preview) LW_TRY(lw_fetch(b, k->x, device_of(s, "x"), latents, err));
     return lw_mark(b, &k->mark, err);
@@ -609,9 +613,13 @@ static lw_status plan_job(lw_session *s, const lw_job *job, bool *grew, lw_error
     }
     for (int32_t i = 0; i < job->schedule.n_rows; i++) {
         uint32_t controls = row_controls(job, i);
-        if (s->step[controls].plan) continue;
+        if (reuses(job, i) || s->step[controls].plan) continue;
         *grew = true;
         LW_TRY(plan_step(s, controls, err));
+    }
+    if ((job->reuse || s->recipe.update != LW_UPDATE_IN_STEP) && !s->update.plan) {
+        *grew = true;
+        LW_TRY(plan_update(s, err));
     }
     return LW_OK;
 }
@@ -743,9 +751,15 @@ out:
     return status;
 }
 
+/* Of this program: getrusage's begins with the peak of the process that started it. 0 where it can't be known. */
 static uint64_t peak_host_bytes(void) {
-    struct rusage usage;
-    return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss * 1024 : 0;
+    char line[128];
+    unsigned long long kib = 0;
+    FILE *status = fopen("/proc/self/status", "re");
+    if (!status) return 0;
+    while (fgets(line, sizeof line, status) && sscanf(line, "VmHWM: %llu kB", &kib) != 1) {}
+    fclose(status);
+    return kib * 1024;
 }
 
 lw_status lw_session_generate(lw_session *s, const lw_request *r, lw_result *out, lw_error *err) {
@@ -813,7 +827,8 @@ static double job_flop(const lw_session *s, const lw_job *job) {
     double flop =
         lw_plan_flop(s->text.plan) + (s->time.plan ? lw_plan_flop(s->time.plan) : 0) + lw_plan_flop(s->decode.plan);
     for (int32_t k = 0; k < job->n_controls; k++) flop += lw_plan_flop(s->hint[k].plan);
-    for (int32_t i = 0; i < job->schedule.n_rows; i++) flop += lw_plan_flop(s->step[row_controls(job, i)].plan);
+    for (int32_t i = 0; i < job->schedule.n_rows; i++)
+        if (!reuses(job, i)) flop += lw_plan_flop(s->step[row_controls(job, i)].plan);
     return flop;
 }
 

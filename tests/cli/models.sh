@@ -48,6 +48,13 @@ if python3 -c 'import numpy' 2>/dev/null; then
         python3 "$tools/make_model.py" --small --dtype $dtype --seed 4294967295 python || fail "make_model.py $dtype"
         that cmp -s c python
     done
+    for model in m-ldm m-sd m-control m-control-bare m-combined-pth m-sd-pth m-control-pth m-diffusers; do
+        checks=$((checks + 1))
+        python3 "$tools/make_model.py" --check --small --dtype fp16 $model >out || fail "make_model.py --check $model"
+        prints "as described"
+    done
+    checks=$((checks + 1))
+    python3 "$tools/make_model.py" --check --small --dtype fp16 --seed 2 m-combined-pth >/dev/null 2>&1 && fail "make_model.py --check sees no other seed"
 fi
 if python3 -c 'import torch' 2>/dev/null; then
     for file in m-combined-pth m-sd-pth; do

@@ -103,6 +103,8 @@ static lw_engine *open_engine(bool members, uint32_t takes) {
 
 /* ---- jobs */
 
+static const char *reuse_steps; /* of the next jobs */
+
 static uint8_t edges[64 * 128];
 
 static lw_image edge_map(void) {
@@ -127,6 +129,7 @@ static lw_result run(lw_engine *engine, const lw_recipe *recipe, double cfg_scal
     r.controls = &control;
     r.n_controls = 1;
     r.want_latents = 1;
+    r.reuse_steps = reuse_steps;
     ok(lw_session_open(&session, engine, &err), &err);
     lw_session_set_recipe(session, recipe);
     ok(lw_session_generate(session, &r, &result, &err), &err);
@@ -208,6 +211,44 @@ static void all_recipes_agree(void **state) {
     lw_engine_close(&engine);
 }
 
+/* A step that runs no network is updated with the last eps: the host, which reads that eps itself, agrees. */
+static void reused_steps(void **state) {
+    (void)state;
+    lw_engine *engine = open_engine(false, 0);
+    const lw_recipe host = {.update = LW_UPDATE_HOST}, in_step = {.update = LW_UPDATE_IN_STEP};
+    lw_result all = run(engine, &in_step, 9, LW_SAMPLER_DPMPP_2M, 0);
+    reuse_steps = "2,4-4";
+    lw_result want = run(engine, &host, 9, LW_SAMPLER_DPMPP_2M, 0), got = run(engine, &in_step, 9, LW_SAMPLER_DPMPP_2M, 0);
+    print_message("host %.1e, all steps %.1e\n", distance(&got, &want), distance(&got, &all));
+    assert_true(distance(&got, &want) <= 1e-4);
+    assert_true(distance(&got, &all) > 1e-2);
+    lw_image map = edge_map();
+    lw_control control = {.size = sizeof control, .map = &map, .strength = 1, .end = 1};
+    lw_request r;
+    lw_error err = {0};
+    lw_plan_info info = {.size = sizeof info};
+    lw_request_init(&r);
+    r.steps = 20;
+    r.controls = &control;
+    r.n_controls = 1;
+    ok(lw_estimate(engine, &r, &info, &err), &err);
+    double gflop = info.gflop;
+    r.reuse_steps = "11-20";
+    ok(lw_estimate(engine, &r, &info, &err), &err);
+    assert_true(info.gflop < 0.7 * gflop && info.gflop > 0.4 * gflop);
+    static const char *const bad[] = {"1", "0", "21", "5-4", "3,", ",3", "3-", "-3", "2-21", "3 4", "a", "99999999999999999999"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        r.reuse_steps = bad[i];
+        assert_int_equal(lw_estimate(engine, &r, &info, &err), LW_EINVAL);
+        assert_non_null(strstr(err.message, bad[i]));
+    }
+    reuse_steps = NULL;
+    lw_result_free(&all);
+    lw_result_free(&want);
+    lw_result_free(&got);
+    lw_engine_close(&engine);
+}
+
 /* Work of one step, in GFLOP, and its ops. */
 static double work(lw_engine *engine, const lw_recipe *recipe, int32_t *n_ops) {
     const lw_step_shape shape = {
@@ -268,7 +309,7 @@ static void joined_gives_the_same_bits(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(all_recipes_agree), cmocka_unit_test(recipes_change_the_step),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(all_recipes_agree), cmocka_unit_test(recipes_change_the_step), cmocka_unit_test(reused_steps),
                                        cmocka_unit_test(joined_gives_the_same_bits)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
