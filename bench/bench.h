@@ -21,7 +21,6 @@ lw_tensor_source bench_random_source(lw_model *model);
 
 typedef struct bench_shape {
     int32_t width, height, samples, steps;
-    uint32_t programs; /* a bit for each that is wanted, and weights of no other are packed; 0: all */
     bool guidance; /* two passes */
     bool group;    /* ops of the step that do not wait for each other are joined */
     bool bare;     /* a step leaves in x what the networks predict */
@@ -68,10 +67,11 @@ typedef struct bench_job {
     lw_choices *choices; /* owned; of tuning, or those that were given; may be NULL */
 } bench_job;
 
-/* path NULL: SD1.5's shape with random weights. tune: the plans' tactics are timed first; NULL: not. Takes over
- * backend. Closed also after a failure. */
+/* path NULL: SD1.5's shape with random weights. programs: a bit for each that is wanted; weights of no other are packed.
+ * tune: the plans' tactics are timed first; NULL: not. Takes over backend. Closed also after a failure. */
+enum { BENCH_ALL = (1 << BENCH_N_PROGRAMS) - 1 };
 lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, const bench_shape *shape,
-                         lw_choices *choices, const lw_tune_hooks *tune, lw_error *err);
+                         uint32_t programs, lw_choices *choices, const lw_tune_hooks *tune, lw_error *err);
 void bench_job_close(bench_job *job);
 /* Puts the state before the first step. */
 lw_status bench_job_reset(bench_job *job, lw_error *err);

@@ -101,7 +101,7 @@ static lw_status tune(bench_job *job, const lw_tune_hooks *hooks, lw_error *err)
 }
 
 lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, const bench_shape *shape,
-                         lw_choices *choices, const lw_tune_hooks *hooks, lw_error *err) {
+                         uint32_t wanted, lw_choices *choices, const lw_tune_hooks *hooks, lw_error *err) {
     char random[64];
     uint64_t temp = 0;
     *job = (bench_job){.backend = backend, .shape = *shape, .choices = choices, .file = -1};
@@ -113,7 +113,7 @@ lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, 
     lw_tensor_source source = path ? lw_model_source(&job->model) : bench_random_source(&job->model);
     LW_TRY(lw_params_new(&job->params, &source, err));
     for (int i = 0; i < BENCH_N_PROGRAMS; i++) {
-        if (shape->programs && !(shape->programs >> i & 1)) continue;
+        if (!(wanted >> i & 1)) continue;
         job->programs[i] = lw_program_new(bench_programs[i], job->params, backend->act);
         if (!job->programs[i]) return lw_fail(err, LW_ENOMEM, "no memory for a program");
         record(job, i);

@@ -308,8 +308,8 @@ static lw_status run_job(const bench_options *o, lw_error *err) {
     tally all = {0};
     lw_choices *choices = NULL;
     bool tactics = !strcmp(o->command, "tactics"), tune = tactics || o->tune;
-    bench_shape shape = o->shape;
-    if (!strcmp(o->command, "ops")) shape.programs = 1u << find_program(o->program) | 1u << BENCH_BEGIN;
+    uint32_t programs = !strcmp(o->command, "ops") ? 1u << find_program(o->program) : BENCH_ALL;
+    if (programs >> BENCH_STEP & 1) programs |= 1u << BENCH_BEGIN;
     lw_tune_hooks hooks = {.budget_ms = o->budget, .tuned = tactics ? print_times : count_times, .user = &all};
     double begin = lw_now_ms();
     LW_TRY(bench_open_backend(&backend, o, o->precision, err));
@@ -322,7 +322,7 @@ static lw_status run_job(const bench_options *o, lw_error *err) {
         }
     }
     if (tactics) printf("op\tuses\ttactic\tus\tTFLOP/s\tTB/s\tbest\n");
-    lw_status status = bench_job_open(&job, backend, o->model, &shape, choices, tune ? &hooks : NULL, err);
+    lw_status status = bench_job_open(&job, backend, o->model, &o->shape, programs, choices, tune ? &hooks : NULL, err);
     if (status == LW_OK) {
         printf("# %s, %s, %dx%d, %d sample%s, %d steps; open %.0f ms, of it packing %.0f; %.0f MiB\n",
                backend->description, lw_precision_name(backend->precision), o->shape.width, o->shape.height,
