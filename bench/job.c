@@ -92,14 +92,16 @@ static lw_status tune(bench_job *job, const lw_tune_hooks *hooks, lw_error *err)
     if (!job->choices) job->choices = lw_choices_new();
     if (!job->choices) return lw_fail(err, LW_ENOMEM, "no memory for choices");
     const lw_program *programs[BENCH_N_PROGRAMS];
-    for (int i = 0; i < BENCH_N_PROGRAMS; i++) programs[i] = job->programs[i];
-    LW_TRY(lw_tune(job->choices, job->backend, programs, BENCH_N_PROGRAMS, hooks, err));
+    int32_t n = 0;
+    for (int i = 0; i < BENCH_N_PROGRAMS; i++)
+        if (job->programs[i]) programs[n++] = job->programs[i];
+    LW_TRY(lw_tune(job->choices, job->backend, programs, n, hooks, err));
     job->tune_ms = lw_now_ms() - begin;
     return LW_OK;
 }
 
 lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, const bench_shape *shape,
-                         lw_choices *choices, const lw_tune_hooks *hooks, lw_error *err) {
+                         uint32_t wanted, lw_choices *choices, const lw_tune_hooks *hooks, lw_error *err) {
     char random[64];
     uint64_t temp = 0;
     *job = (bench_job){.backend = backend, .shape = *shape, .choices = choices, .file = -1};
@@ -111,12 +113,14 @@ lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, 
     lw_tensor_source source = path ? lw_model_source(&job->model) : bench_random_source(&job->model);
     LW_TRY(lw_params_new(&job->params, &source, err));
     for (int i = 0; i < BENCH_N_PROGRAMS; i++) {
+        if (!(wanted >> i & 1)) continue;
         job->programs[i] = lw_program_new(bench_programs[i], job->params, backend->act);
         if (!job->programs[i]) return lw_fail(err, LW_ENOMEM, "no memory for a program");
         record(job, i);
     }
     if (hooks) LW_TRY(tune(job, hooks, err));
     for (int i = 0; i < BENCH_N_PROGRAMS; i++) {
+        if (!job->programs[i]) continue;
         LW_TRY(lw_plan_make_with(&job->plans[i], backend, &(lw_plan_options){.choices = job->choices}, job->programs[i],
                                  err));
         if (lw_plan_temp_bytes(job->plans[i]) > temp) temp = lw_plan_temp_bytes(job->plans[i]);
@@ -126,9 +130,11 @@ lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, 
     double begin = lw_now_ms();
     LW_TRY(lw_params_fill(job->params, backend, err));
     job->pack_ms = lw_now_ms() - begin;
-    for (int i = 0; i < BENCH_N_PROGRAMS; i++) LW_TRY(bind(job, i, err));
-    LW_TRY(bench_job_reset(job, err));
-    for (int i = 0; i < BENCH_STEP; i++) LW_TRY(lw_plan_run(job->plans[i], err));
+    for (int i = 0; i < BENCH_N_PROGRAMS; i++)
+        if (job->plans[i]) LW_TRY(bind(job, i, err));
+    if (job->plans[BENCH_STEP]) LW_TRY(bench_job_reset(job, err));
+    for (int i = 0; i < BENCH_STEP; i++)
+        if (job->plans[i]) LW_TRY(lw_plan_run(job->plans[i], err));
     return LW_OK;
 }
 

@@ -83,6 +83,7 @@ lw_status lw_cpu_open(lw_backend **out, const lw_cpu_params *params, lw_error *e
 #ifdef LW_HAVE_ONEDNN
         add_tactics(b, lw_cpu_onednn_tactics);
 #endif
+        add_tactics(b, lw_cpu_last_tactics);
         add_tactics(b, lw_cpu_small_tactics);
     }
     add_tactics(b, references);

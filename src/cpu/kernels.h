@@ -12,7 +12,7 @@ typedef struct lw_finish {
     const float *addend; /* [2 * width] */
     lw_act act;
     float scale;
-    int32_t c; /* columns that are there; for GEGLU: that come out */
+    int32_t c;             /* columns that are there; for GEGLU: that come out */
     const float *residual; /* at the first pixel; may be NULL */
     float *out;
     int64_t residual_sh, residual_sw, sh, sw;

@@ -273,9 +273,8 @@ static void attend(void *user, int64_t begin, int64_t end) {
         const float *kt = j->affine + kv * head_floats(m, j->k);
         const float *q = (const float *)lw_at(j->run, m->q) + lw_view_index(&m->q, g, n, 0, first) + head * d;
         float *out = (float *)lw_at(j->run, m->out) + lw_view_index(&m->out, g, n, 0, first) + head * d;
-        j->k->attention_block(q, m->q.sw, m->q.w - first < each ? m->q.w - first : each, kt,
-                              kt + key_floats(m, j->k), m->k.w, d, m->scale, m->causal ? first : -1, out,
-                              m->out.sw);
+        j->k->attention_block(q, m->q.sw, m->q.w - first < each ? m->q.w - first : each, kt, kt + key_floats(m, j->k),
+                              m->k.w, d, m->scale, m->causal ? first : -1, out, m->out.sw);
     }
 }
 

@@ -219,7 +219,7 @@ static lw_status check_memory(const lw_session *s, lw_error *err) {
         return lw_fail(err, LW_ENOMEM, "the job needs %llu bytes, the machine has %llu", (unsigned long long)total,
                        (unsigned long long)machine);
     if (!backend_of(s)->behind) return LW_OK;
-    uint64_t more = total - lw_params_filled_bytes(s->engine->params),
+    uint64_t filled = lw_params_filled_bytes(s->engine->params), more = total > filled ? total - filled : 0,
              left = backend_of(s)->behind->free_bytes(backend_of(s));
     if (more > left)
         return lw_fail(err, LW_ENOMEM, "the job needs %llu bytes on the device, %llu are free",
@@ -646,24 +646,28 @@ static void close_dry(lw_session **s) {
 
 /* Tuned tactics may take more memory than the others. Under a limit, whether the job fits with them is planned aside
  * first: what a plan has once asked of the engine's params stays there. */
-static lw_status settle_choices(lw_session *s, const lw_job *job, lw_error *err) {
-    lw_engine *e = s->engine;
-    s->choices = s->dry ? s->choices : e->choices;
-    if (s->dry || !e->max_memory || !lw_choices_count(e->choices)) return LW_OK;
+static lw_status pick_choices(lw_engine *e, const lw_job *job, const lw_choices **out, lw_error *err) {
     lw_session *dry = NULL;
     bool grew = false;
+    *out = e->choices;
+    if (!e->max_memory || !lw_choices_count(e->choices)) return LW_OK;
     lw_status status = open_dry(&dry, e, err);
     if (status == LW_OK) {
         dry->choices = e->choices;
         status = plan_job(dry, job, &grew, err);
     }
     if (status == LW_OK && total_bytes(dry) > e->max_memory) {
-        s->choices = NULL;
+        *out = NULL;
         if (e->log)
             e->log(e->user, LW_LOG_NOTE, "the tuned tactics do not fit into the memory limit: the job goes without");
     }
     close_dry(&dry);
     return status;
+}
+
+/* A dry session has been told. */
+static lw_status settle_choices(lw_session *s, const lw_job *job, lw_error *err) {
+    return s->dry ? LW_OK : pick_choices(s->engine, job, &s->choices, err);
 }
 
 static void note_tactics(lw_session *s) {
@@ -820,7 +824,8 @@ void lw_session_close(lw_session **session) {
 }
 
 static double job_flop(const lw_session *s, const lw_job *job) {
-    double flop = lw_plan_flop(s->text.plan) + (s->time.plan ? lw_plan_flop(s->time.plan) : 0) + lw_plan_flop(s->decode.plan);
+    double flop =
+        lw_plan_flop(s->text.plan) + (s->time.plan ? lw_plan_flop(s->time.plan) : 0) + lw_plan_flop(s->decode.plan);
     for (int32_t k = 0; k < job->n_controls; k++) flop += lw_plan_flop(s->hint[k].plan);
     for (int32_t i = 0; i < job->schedule.n_rows; i++)
         if (!reuses(job, i)) flop += lw_plan_flop(s->step[row_controls(job, i)].plan);
@@ -834,7 +839,8 @@ lw_status lw_estimate(lw_engine *engine, const lw_request *request, lw_plan_info
     lw_job job;
     bool grew = false;
     lw_status status = lw_job_resolve(&job, engine, request, err);
-    if (status == LW_OK) status = lw_session_open(&s, engine, err);
+    if (status == LW_OK) status = open_dry(&s, engine, err);
+    if (status == LW_OK) status = pick_choices(engine, &job, &s->choices, err);
     if (status == LW_OK) status = plan_job(s, &job, &grew, err);
     if (status == LW_OK) status = check_memory(s, err);
     if (status == LW_OK) {
@@ -842,14 +848,14 @@ lw_status lw_estimate(lw_engine *engine, const lw_request *request, lw_plan_info
                                .width = job.width,
                                .height = job.height,
                                .steps = job.schedule.n_rows,
-                               .weights_bytes = lw_params_bytes(engine->params),
+                               .weights_bytes = lw_params_bytes(s->params),
                                .activations_bytes = s->temp_bytes,
                                .tables_bytes = buffers_bytes(s),
                                .gflop = job_flop(s, &job) * 1e-9};
         info->total_bytes = info->weights_bytes + info->activations_bytes + info->tables_bytes;
         info->host_bytes = (uint64_t)job.width * (uint64_t)job.height * 3 * (uint64_t)(job.n + 2);
     }
-    lw_session_close(&s);
+    close_dry(&s);
     lw_job_free(&job);
     return status;
 }
@@ -907,8 +913,7 @@ lw_status lw_engine_tune(lw_engine *engine, const lw_request *request, lw_tuned_
     if (status == LW_OK) status = open_dry(&s, engine, err);
     if (status == LW_OK) status = plan_job(s, &job, &grew, err);
     if (status == LW_OK) status = check_memory(s, err);
-    if (status == LW_OK)
-        status = lw_tune(found, engine->backend, programs, all_programs(s, programs), &hooks, err);
+    if (status == LW_OK) status = lw_tune(found, engine->backend, programs, all_programs(s, programs), &hooks, err);
     if (status == LW_OK) status = keep_choices(engine, found, err);
     close_dry(&s);
     lw_choices_free(found);
