@@ -11,42 +11,65 @@
 
 typedef struct panels {
     int32_t width;
-    bool geglu;
+    lw_panels kind;
 } panels;
-
-/* The output that column l of panel j is; -1: none. */
-static int64_t output_of(const panels *u, int64_t outputs, int64_t j, int32_t l) {
-    int64_t o = u->geglu ? j * u->width + l % u->width : j * 2 * u->width + l, n = u->geglu ? outputs / 2 : outputs;
-    if (o >= n) return -1;
-    return u->geglu && l >= u->width ? n + o : o;
-}
 
 static int64_t panels_of(const panels *u, int64_t outputs) { return (outputs + 2 * u->width - 1) / (2 * u->width); }
 
+/* The output that column l of panel j is; -1: none. */
+static int64_t output_of(const panels *u, int64_t outputs, int64_t j, int32_t l) {
+    bool geglu = u->kind == LW_PANELS_GEGLU;
+    int64_t o = geglu ? j * u->width + l % u->width : j * 2 * u->width + l, n = geglu ? outputs / 2 : outputs;
+    if (o >= n) return -1;
+    return geglu && l >= u->width ? n + o : o;
+}
+
 static lw_status fill(const void *user, const float *logical, const int64_t d[4], void *dst, lw_error *err) {
     const panels *u = user;
-    int64_t each = d[1] * d[2] * d[3], n = panels_of(u, d[0]);
+    int64_t taps = d[2] * d[3], each = d[1] * taps, wide = 2 * u->width, outputs[LW_MAX_PANEL];
+    bool windows = u->kind == LW_PANELS_WINDOWS;
+    float *to = dst;
     (void)err;
-    for (int64_t j = 0; j < n; j++) {
-        float *to = (float *)dst + j * each * 2 * u->width;
-        for (int32_t l = 0; l < 2 * u->width; l++) {
-            int64_t o = output_of(u, d[0], j, l);
-            const float *from = logical + (o < 0 ? 0 : o) * each;
-            for (int64_t i = 0; i < each; i++) to[i * 2 * u->width + l] = o < 0 ? 0 : from[i];
+    for (int64_t j = 0; j < panels_of(u, d[0]); j++) {
+        for (int32_t l = 0; l < wide; l++) outputs[l] = output_of(u, d[0], j, l);
+        for (int64_t k = 0; k < each; k++, to += wide) {
+            int64_t at = windows ? k : k % d[1] * taps + k / d[1];
+            for (int32_t l = 0; l < wide; l++) to[l] = outputs[l] < 0 ? 0 : logical[outputs[l] * each + at];
         }
     }
     return LW_OK;
 }
 
-lw_status lw_panels_request(lw_params *params, lw_param w, bool geglu, int32_t *pack, lw_error *err) {
-    panels user = {.width = lw_cpu_kernels()->width, .geglu = geglu};
+lw_status lw_panels_request(lw_params *params, lw_param w, lw_panels kind, int32_t *pack, lw_error *err) {
+    static const char *const names[] = {"windows", "channels", "geglu"};
+    panels user = {.width = lw_cpu_kernels()->width, .kind = kind};
     int64_t d[4];
     lw_param_dims(params, w, d);
     size_t floats = (size_t)(panels_of(&user, d[0]) * 2 * user.width * d[1] * d[2] * d[3]);
     lw_form form = {.bytes = floats * sizeof(float), .fill = fill, .user = &user, .user_bytes = sizeof user};
-    snprintf(form.key, sizeof form.key, "panels_%d%s", 2 * user.width, geglu ? "_geglu" : "");
+    snprintf(form.key, sizeof form.key, "panels_%d_%s", 2 * user.width, names[kind]);
     return lw_pack_request(params, w, &form, pack, err);
 }
+
+/* ---- slots */
+
+int32_t lw_slots_count(const lw_backend *backend, int64_t chunks) {
+    int64_t n = backend->threads < chunks ? backend->threads : chunks;
+    return (int32_t)(n < LW_MAX_SLOTS ? n : LW_MAX_SLOTS);
+}
+
+void lw_slots_init(lw_slots *s, int32_t n) {
+    s->n = n;
+    for (int32_t i = 0; i < n; i++) atomic_flag_clear(&s->taken[i]);
+}
+
+int32_t lw_slot_take(lw_slots *s) {
+    int32_t i = 0;
+    while (atomic_flag_test_and_set(&s->taken[i])) i = (i + 1) % s->n;
+    return i;
+}
+
+void lw_slot_give(lw_slots *s, int32_t slot) { atomic_flag_clear(&s->taken[slot]); }
 
 /* ---- epilogues */
 
@@ -98,6 +121,9 @@ enum {
 typedef struct cuts {
     int32_t rows, band, n_bands; /* of one pass */
     int32_t panels, each, n_groups;
+    int32_t depth; /* values of a row */
+    bool window;   /* rows are gathered, for n_slots chunks at once */
+    int32_t n_slots;
 } cuts;
 
 typedef struct product {
@@ -109,28 +135,53 @@ static bool rows_uniform(const lw_view *v) {
     return v->sw != 0 && (v->h == 1 || v->sh == v->w * v->sw) && (v->n == 1 || v->sn == v->h * v->w * v->sw);
 }
 
+static bool is_window(const lw_product_args *p) {
+    return p->kh != 1 || p->kw != 1 || p->stride != 1 || p->pad_top || p->pad_left;
+}
+
+static bool can_run(const lw_op *op, bool window) {
+    const lw_product_args *p = &op->m->product;
+    return op->n_member == 1 && is_window(p) == window && lw_panel_supports(p) && rows_uniform(&p->out) &&
+           !(window && is_geglu(p));
+}
+
 static bool supports(const lw_backend *backend, const lw_params *params, const lw_op *op) {
     (void)backend, (void)params;
-    const lw_product_args *p = &op->m->product;
-    if (op->n_member != 1 || p->kh != 1 || p->kw != 1 || p->stride != 1 || p->pad_top || p->pad_left) return false;
-    return lw_panel_supports(p) && rows_uniform(&p->out);
+    return can_run(op, false);
+}
+
+/* Rows of few values, or panels that are half empty, are better left to oneDNN where it is there. */
+static bool is_worth(const lw_product_args *p) {
+    return p->in.a.c + (lw_view_is(p->in.b) ? p->in.b.c : 0) >= 64 && p->out.c >= 32;
+}
+
+static bool supports_window(const lw_backend *backend, const lw_params *params, const lw_op *op) {
+    (void)backend, (void)params;
+    return can_run(op, true) && is_worth(&op->m->product);
+}
+
+static bool supports_window_rest(const lw_backend *backend, const lw_params *params, const lw_op *op) {
+    (void)backend, (void)params;
+    return can_run(op, true) && !is_worth(&op->m->product);
 }
 
 static int32_t parts(int32_t n, int32_t each) { return (n + each - 1) / each; }
 
-/* Chunks of some 20 MFLOP, a tenth of a millisecond: bands first, then columns, so that many threads have work too. */
-static cuts choose_cuts(const lw_product_args *p, const lw_kernels *k) {
+/* Chunks of some 20 MFLOP, a tenth of a millisecond: bands first, then columns, so that many threads have work too.
+ * Where rows are gathered, by each chunk for itself, they are larger. */
+static cuts choose_cuts(const lw_backend *backend, const lw_product_args *p, const lw_kernels *k) {
     int32_t rows = p->out.n * p->out.h * p->out.w, tile = k->rows;
-    cuts c = {.rows = rows, .panels = lw_panel_count(p, k)};
-    int32_t most = BAND_BYTES / (p->in.a.c * (int32_t)sizeof(float));
+    cuts c = {.rows = rows, .panels = lw_panel_count(p, k), .depth = p->in.a.c * p->kh * p->kw, .window = is_window(p)};
+    int32_t most = BAND_BYTES / (c.depth * (int32_t)sizeof(float));
     most = (most > BAND ? BAND : most < MIN_BAND ? MIN_BAND : most) / tile * tile;
     c.band = parts(parts(rows, parts(rows, most)), tile) * tile;
     c.n_bands = parts(rows, c.band);
-    double each = 2.0 * c.band * 2 * k->width * p->in.a.c;
-    c.each = each < 20e6 ? (int32_t)(20e6 / each) : 1;
+    double each = 2.0 * c.band * 2 * k->width * c.depth, flop = c.window ? 100e6 : 20e6;
+    c.each = each < flop ? (int32_t)(flop / each) : 1;
     c.n_groups = parts(c.panels, c.each);
     c.each = parts(c.panels, c.n_groups);
     c.n_groups = parts(c.panels, c.each);
+    if (c.window) c.n_slots = lw_slots_count(backend, (int64_t)c.n_groups * c.n_bands * p->out.g);
     return c;
 }
 
@@ -138,23 +189,40 @@ static void release(void *state) { lw_free(state); }
 
 static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,
                          lw_error *err) {
-    (void)backend;
     const lw_product_args *p = &op->m->product;
     product *s = lw_alloc(1, sizeof *s);
     if (!s) return lw_fail(err, LW_ENOMEM, "op %s: no memory for its state", op->name);
     *state = s;
-    *workspace_bytes = 0;
-    s->cut = choose_cuts(p, lw_cpu_kernels());
+    lw_panels kind = is_geglu(p) ? LW_PANELS_GEGLU : LW_PANELS_CHANNELS;
+    s->cut = choose_cuts(backend, p, lw_cpu_kernels());
     s->bias = -1;
-    LW_TRY(lw_panels_request(params, p->w, is_geglu(p), &s->weights, err));
-    return lw_param_is(p->bias) ? lw_panels_request(params, p->bias, is_geglu(p), &s->bias, err) : LW_OK;
+    *workspace_bytes = (size_t)s->cut.n_slots * (size_t)s->cut.band * (size_t)s->cut.depth * sizeof(float);
+    LW_TRY(lw_panels_request(params, p->w, kind, &s->weights, err));
+    return lw_param_is(p->bias) ? lw_panels_request(params, p->bias, kind, &s->bias, err) : LW_OK;
 }
 
 typedef struct job {
     lw_panel_epilogue e;
     cuts cut;
     const float *weights;
+    lw_slots slots;
 } job;
+
+/* The windows of `count` rows from `first` on, [kh * kw][channels] each, zeros outside of the picture. */
+static void gather(const job *j, int32_t g, int32_t first, int32_t count, float *to) {
+    const lw_product_args *p = j->e.p;
+    const lw_view *a = &p->in.a;
+    const float *from = lw_at(j->e.run, *a);
+    for (int32_t r = first; r < first + count; r++) {
+        int32_t x = r % p->out.w * p->stride - p->pad_left, y = r / p->out.w % p->out.h * p->stride - p->pad_top;
+        int64_t picture = lw_view_index(a, g, r / p->out.w / p->out.h, 0, 0);
+        for (int32_t t = 0; t < p->kh * p->kw; t++, to += a->c) {
+            int32_t py = y + t / p->kw, px = x + t % p->kw;
+            if (py < 0 || py >= a->h || px < 0 || px >= a->w) memset(to, 0, (size_t)a->c * sizeof *to);
+            else memcpy(to, from + picture + py * a->sh + px * a->sw, (size_t)a->c * sizeof *to);
+        }
+    }
+}
 
 /* The lines that will be read and written once the sums are there: they come in meanwhile. */
 static void fetch(const lw_finish *f, int32_t rows) {
@@ -166,16 +234,18 @@ static void fetch(const lw_finish *f, int32_t rows) {
         }
 }
 
-static void run_panel(const job *j, int32_t g, int32_t first, int32_t rows, int32_t panel) {
+/* a: the band's rows, `stride` apart. */
+static void run_panel(const job *j, const float *a, int64_t stride, int32_t g, int32_t first, int32_t rows,
+                      int32_t panel) {
     const lw_product_args *p = j->e.p;
     const lw_kernels *k = j->e.k;
-    const lw_view *in = &p->in.a, *res = &p->epi.residual;
+    const lw_view *res = &p->epi.residual;
     float sums[BAND * LW_MAX_PANEL], addend[LW_MAX_PANEL];
-    int32_t wide = 2 * k->width, tile = k->rows, last = (in->c - 1) / DEPTH * DEPTH, left = in->c - last;
-    const float *a = (const float *)lw_at(j->e.run, *in) + g * in->sg + first * in->sw,
-                *b = j->weights + (int64_t)panel * in->c * wide, *next = b + (int64_t)in->c * wide;
+    int32_t wide = 2 * k->width, tile = k->rows, depth = j->cut.depth, last = (depth - 1) / DEPTH * DEPTH,
+            left = depth - last;
+    const float *b = j->weights + (int64_t)panel * depth * wide, *next = b + (int64_t)depth * wide;
     for (int32_t t = 0; t < last; t += DEPTH)
-        k->multiply(a + t, in->sw, rows, b + t * wide, DEPTH, t > 0, sums, wide, b + (t + DEPTH) * wide);
+        k->multiply(a + t, stride, rows, b + t * wide, DEPTH, t > 0, sums, wide, b + (t + DEPTH) * wide);
     lw_finish f;
     lw_panel_finish(&j->e, g, panel, addend, &f);
     int32_t c = lw_panel_first(&j->e, panel);
@@ -184,7 +254,7 @@ static void run_panel(const job *j, int32_t g, int32_t first, int32_t rows, int3
     for (int32_t r = 0; r < rows; r += tile) {
         int32_t n = rows - r < tile ? rows - r : tile;
         fetch(&f, n);
-        k->multiply(a + r * in->sw + last, in->sw, n, b + last * wide, left, last > 0, sums + r * wide, wide,
+        k->multiply(a + r * stride + last, stride, n, b + last * wide, left, last > 0, sums + r * wide, wide,
                     next + (int64_t)r / tile * left * 8);
         k->finish(sums + r * wide, 0, 1, n, &f);
         f.out += n * f.sw;
@@ -192,16 +262,32 @@ static void run_panel(const job *j, int32_t g, int32_t first, int32_t rows, int3
     }
 }
 
+static void run_chunk(job *j, int32_t g, int32_t first, int32_t rows, int32_t group) {
+    const cuts *c = &j->cut;
+    const lw_view *in = &j->e.p->in.a;
+    const float *a = (const float *)lw_at(j->e.run, *in) + g * in->sg + first * in->sw;
+    int64_t stride = in->sw;
+    int32_t slot = 0;
+    if (c->window) {
+        slot = lw_slot_take(&j->slots);
+        float *rows_at = (float *)j->e.run->workspace + (int64_t)slot * c->band * c->depth;
+        gather(j, g, first, rows, rows_at);
+        a = rows_at;
+        stride = c->depth;
+    }
+    for (int32_t panel = group * c->each; panel < (group + 1) * c->each && panel < c->panels; panel++)
+        run_panel(j, a, stride, g, first, rows, panel);
+    if (c->window) lw_slot_give(&j->slots, slot);
+}
+
 /* The bands of a group of panels follow each other, so that they find its weights in the cache. */
 static void run_chunks(void *user, int64_t begin, int64_t end) {
-    const job *j = user;
+    job *j = user;
     const cuts *c = &j->cut;
     for (int64_t i = begin; i < end; i++) {
         int32_t band = (int32_t)(i % c->n_bands), g = (int32_t)(i / c->n_bands % j->e.p->out.g),
-                group = (int32_t)(i / c->n_bands / j->e.p->out.g);
-        int32_t first = band * c->band, rows = c->rows - first < c->band ? c->rows - first : c->band;
-        for (int32_t panel = group * c->each; panel < (group + 1) * c->each && panel < c->panels; panel++)
-            run_panel(j, g, first, rows, panel);
+                group = (int32_t)(i / c->n_bands / j->e.p->out.g), first = band * c->band;
+        run_chunk(j, g, first, c->rows - first < c->band ? c->rows - first : c->band, group);
     }
 }
 
@@ -213,6 +299,7 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
              .cut = s->cut,
              .weights = lw_pack_data(params, s->weights)};
     (void)err;
+    lw_slots_init(&j.slots, s->cut.n_slots);
     lw_parallel_for(backend->pool, backend->threads, (int64_t)s->cut.n_groups * p->out.g * s->cut.n_bands, 1,
                     run_chunks, &j);
     return LW_OK;
@@ -222,7 +309,12 @@ enum {
     TAKES = LW_TAKES_ADDEND | LW_TAKES_ACT | LW_TAKES_GEGLU | LW_TAKES_SCALE | LW_TAKES_RESIDUAL,
 };
 
+/* The same in two places of the backend's order: before oneDNN's, and behind them. */
+#define WINDOW(name, supports_it)                                                                                      \
+    static const lw_tactic name = {"conv2d_fp32", LW_OP_CONV2D, TAKES, supports_it, prepare, run, release}
+WINDOW(window, supports_window);
+WINDOW(window_rest, supports_window_rest);
 static const lw_tactic linear = {"linear_fp32", LW_OP_LINEAR, TAKES, supports, prepare, run, release},
                        conv1x1 = {"conv2d_1x1_fp32", LW_OP_CONV2D, TAKES, supports, prepare, run, release};
-const lw_tactic *const lw_cpu_product_tactics[] = {&linear, &conv1x1, &lw_cpu_winograd, NULL};
-const lw_tactic *const lw_cpu_last_tactics[] = {&lw_cpu_winograd_rest, NULL};
+const lw_tactic *const lw_cpu_product_tactics[] = {&linear, &conv1x1, &lw_cpu_winograd, &window, NULL};
+const lw_tactic *const lw_cpu_last_tactics[] = {&window_rest, &lw_cpu_winograd_rest, NULL};

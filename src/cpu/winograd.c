@@ -5,7 +5,6 @@
  *
  * The pictures' tiles are done in turns of so many that their transformed inputs stay in the last cache. A turn is two
  * loops: tiles to points; then, for each panel of output channels, products at every point and points to pixels. */
-#include <stdatomic.h>
 #include <string.h>
 
 #include "cpu/product.h"
@@ -14,8 +13,7 @@ enum {
     MAX_DEPTH = 128, /* input channels transformed at a time at most */
     DEPTH = 96,      /* where there are more: a chunk's weights and sums stay in the second cache */
     TILES = 96,      /* tiles of a chunk at most */
-    MAX_SLOTS = 1024,
-    SPACER = 16 /* floats between points, so that they do not fall into one set of a cache */
+    SPACER = 16      /* floats between points, so that they do not fall into one set of a cache */
 };
 static const int64_t turn_bytes = 4 << 20;
 
@@ -44,10 +42,9 @@ static bool can_run(const lw_op *op) {
     return p->epi.act != LW_ACT_GEGLU && lw_panel_supports(p);
 }
 
-/* Where channels are few, what they save does not pay for the transforms: two thirds of a MFLOP a tile is the edge. */
+/* Where channels are few, what they save does not pay for the transforms. */
 static bool is_worth(const lw_product_args *p) {
-    int32_t c = p->in.a.c + (lw_view_is(p->in.b) ? p->in.b.c : 0);
-    return c >= 48 && p->out.c >= 32 && c * p->out.c >= 64 * 64;
+    return p->in.a.c + (lw_view_is(p->in.b) ? p->in.b.c : 0) >= 32 && p->out.c >= 32;
 }
 
 static bool supports(const lw_backend *backend, const lw_params *params, const lw_op *op) {
@@ -77,9 +74,7 @@ static sizes choose_sizes(const lw_backend *backend, const lw_product_args *p, c
     s.u_point = s.depth * wide + SPACER;
     s.m_point = (s.n_tiles < TILES ? s.n_tiles : TILES) * wide + SPACER;
     s.slot = (s.u_point + s.m_point) * LW_WINO_POINTS;
-    int32_t chunks = n_panels * parts(s.n_tiles, TILES), threads = backend->threads;
-    s.n_slots = threads < chunks ? threads : chunks;
-    if (s.n_slots > MAX_SLOTS) s.n_slots = MAX_SLOTS;
+    s.n_slots = lw_slots_count(backend, (int64_t)n_panels * parts(s.n_tiles, TILES));
     s.zeros = s.v_depth * s.n_depths + s.slot * s.n_slots;
     return s;
 }
@@ -95,8 +90,8 @@ static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op
     s->s = choose_sizes(backend, p, lw_cpu_kernels());
     s->bias = -1;
     *workspace_bytes = (size_t)(s->s.zeros + s->s.depth) * sizeof(float);
-    LW_TRY(lw_panels_request(params, p->w, false, &s->weights, err));
-    return lw_param_is(p->bias) ? lw_panels_request(params, p->bias, false, &s->bias, err) : LW_OK;
+    LW_TRY(lw_panels_request(params, p->w, LW_PANELS_WINDOWS, &s->weights, err));
+    return lw_param_is(p->bias) ? lw_panels_request(params, p->bias, LW_PANELS_CHANNELS, &s->bias, err) : LW_OK;
 }
 
 typedef struct job {
@@ -105,7 +100,7 @@ typedef struct job {
     const float *weights;
     float *space;
     int32_t first_row, n_rows; /* of tiles, in this turn */
-    atomic_flag taken[MAX_SLOTS];
+    lw_slots slots;
 } job;
 
 /* Rows of tiles are numbered through all pictures. */
@@ -193,8 +188,8 @@ static void store_tiles(const job *j, int32_t panel, int32_t first, int32_t coun
 
 static void to_pixels(void *user, int64_t begin, int64_t end) {
     job *j = user;
-    int32_t slot = 0, n_tiles = j->n_rows * j->s.across, groups = parts(n_tiles, TILES), each = parts(n_tiles, groups);
-    while (atomic_flag_test_and_set(&j->taken[slot])) slot = (slot + 1) % j->s.n_slots;
+    int32_t slot = lw_slot_take(&j->slots), n_tiles = j->n_rows * j->s.across, groups = parts(n_tiles, TILES),
+            each = parts(n_tiles, groups);
     float *u = j->space + j->s.v_depth * j->s.n_depths + slot * j->s.slot, *m = u + j->s.u_point * LW_WINO_POINTS;
     for (int64_t i = begin; i < end; i++) {
         int32_t panel = (int32_t)(i / groups), first = (int32_t)(i % groups) * each;
@@ -203,7 +198,7 @@ static void to_pixels(void *user, int64_t begin, int64_t end) {
         multiply(j, panel, first, count, u, m);
         store_tiles(j, panel, first, count, m);
     }
-    atomic_flag_clear(&j->taken[slot]);
+    lw_slot_give(&j->slots, slot);
 }
 
 static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *op, void *state, const lw_run *r,
@@ -215,7 +210,7 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
              .weights = lw_pack_data(params, s->weights),
              .space = r->workspace};
     (void)err;
-    for (int32_t i = 0; i < s->s.n_slots; i++) atomic_flag_clear(&j.taken[i]);
+    lw_slots_init(&j.slots, s->s.n_slots);
     memset(j.space + s->s.zeros, 0, (size_t)s->s.depth * sizeof *j.space);
     for (j.first_row = 0; j.first_row < s->s.n_rows; j.first_row += s->s.turn) {
         int32_t left = s->s.n_rows - j.first_row;

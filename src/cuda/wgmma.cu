@@ -37,6 +37,7 @@ struct launch_args {
 template <int GROUPS, int HEIGHT, int BN, int BLOCKS> struct ring {
     static const int BM = GROUPS * HEIGHT * 64;
     static const int THREADS = GROUPS * 128 + 32;
+    static const int ALLOCATED = GROUPS * 128 + 128; /* registers are given to four warps at a time */
     static const int A_BYTES = BM * CU_CHUNK_BYTES, B_BYTES = BN * CU_CHUNK_BYTES, STAGE = A_BYTES + B_BYTES;
     static const int ROW = BN + 8; /* floats of a row of sums: rows of a warp's accesses fall into different banks */
     static const int SUMS = BM * ROW * 4;
@@ -238,7 +239,7 @@ CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, u
 
 /* Grid: (splits x tiles of columns, tiles of pixels, members); the splits of a tile are a cluster. */
 template <int GROUPS, int HEIGHT, int BN, int BLOCKS>
-__global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::THREADS, BLOCKS)
+__global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, BLOCKS)
     wgmma_kernel(const __grid_constant__ launch_args a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     typedef ring<GROUPS, HEIGHT, BN, BLOCKS> R;

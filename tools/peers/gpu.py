@@ -46,7 +46,7 @@ def networks(dtype, device, widths=WIDTHS):
                                             num_hidden_layers=12 if widths is WIDTHS else 2, vocab_size=49408))
     with torch.no_grad():
         for p in control.parameters():
-            if not p.any():
+            if not p.is_meta and not p.any():
                 p.normal_(std=0.02)
     return [m.to(dtype=dtype).eval().requires_grad_(False) for m in (unet, control, vae, clip)]
 
