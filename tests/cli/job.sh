@@ -107,6 +107,15 @@ if [ $png = png ]; then
     run 2 generate -m "$model" --from-image two.png -i in.ppm -o x.png; says "ControlNet 1 of the parameters"
 fi
 
+# What stands before the first --control-net holds for all of them, what follows one for that one alone.
+nets() { job 0 -i in.ppm -o nets.$png --save-latents "$@"; }
+nets one.npy --control-strength 0.5 --control-net "$model" --control-net "$model"
+nets other.npy --control-net "$model" --control-strength 0.5 --control-net "$model" --control-strength 0.5; that cmp -s one.npy other.npy
+nets one.npy --control-net "$model" --control-strength 0.5 --control-end 0.5 --control-net "$model"
+checks=$((checks + 1)); cmp -s one.npy other.npy && fail "the second ControlNet has the first one's strength"
+nets other.npy --control-net "$model" --control-strength 0.5 --control-end 0.5 --control-net "$model" --control-strength 1 --control-end 1
+that cmp -s one.npy other.npy
+
 # Ready maps of two sizes are refused, and made one size where one is given.
 { printf 'P6\n64 64\n255\n' && head -c 12288 /dev/zero; } >square.ppm
 two() {
