@@ -31,7 +31,7 @@ typedef struct bench_options {
     bench_shape shape;
     lw_precision precision;
     int32_t repeat, threads;
-    bool tune, overlap, no_wgmma, processor_time;
+    bool tune, overlap, no_wgmma, wgmma_attention, processor_time;
     double most, budget; /* relative L2 of outputs; milliseconds of tuning for a tactic of an op */
     double tflops, gbs;  /* ceilings of the roofline */
 } bench_options;
@@ -67,8 +67,8 @@ typedef struct bench_job {
     lw_choices *choices; /* owned; of tuning, or those that were given; may be NULL */
 } bench_job;
 
-/* path NULL: SD1.5's shape with random weights. programs: a bit for each that is wanted; weights of no other are packed.
- * tune: the plans' tactics are timed first; NULL: not. Takes over backend. Closed also after a failure. */
+/* path NULL: SD1.5's shape with random weights. programs: a bit for each that is wanted; weights of no other are
+ * packed. tune: the plans' tactics are timed first; NULL: not. Takes over backend. Closed also after a failure. */
 enum { BENCH_ALL = (1 << BENCH_N_PROGRAMS) - 1 };
 lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, const bench_shape *shape,
                          uint32_t programs, lw_choices *choices, const lw_tune_hooks *tune, lw_error *err);

@@ -69,6 +69,7 @@ static bool parse(bench_options *o, int argc, char **argv) {
         else if (!strcmp(argv[i], "--overlap")) o->overlap = true;
         else if (!strcmp(argv[i], "--processor-time")) o->processor_time = true;
         else if (!strcmp(argv[i], "--group")) o->shape.group = true;
+        else if (!strcmp(argv[i], "--wgmma-attention")) o->wgmma_attention = true;
         else if (!strcmp(argv[i], "--no-wgmma")) o->no_wgmma = true;
         else if (i + 1 >= argc || !take(o, argv[i], argv[i + 1])) return false;
         else i++;
@@ -87,6 +88,7 @@ lw_status bench_open_backend(lw_backend **out, const bench_options *o, lw_precis
                                .precision = precision,
                                .overlap = o->overlap,
                                .group = o->shape.group,
+                               .wgmma_attention = o->wgmma_attention,
                                .no_wgmma = o->no_wgmma};
         return lw_cuda_open(out, &cuda, err);
 #else

@@ -43,7 +43,7 @@ static void print_report(FILE *out, json_t *report) {
         fprintf(out, "  %-10s %lld tensors, %.1f M parameters", name,
                 (long long)json_integer_value(json_object_get(network, "tensors")),
                 (double)json_integer_value(json_object_get(network, "parameters")) / 1e6);
-        json_object_foreach(json_object_get(network, "dtypes"), size, bytes) fprintf(out, ", %s", size);
+        json_object_foreach(json_object_get(network, "dtypes"), size, bytes) { fprintf(out, ", %s", size); }
         fputc('\n', out);
     }
     json_object_foreach(json_object_get(report, "memory_bytes"), name, of) {

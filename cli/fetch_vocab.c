@@ -111,7 +111,8 @@ static lw_status fetch(const char *folder, const char *file, lw_error *err) {
                                     NULL};
     const char *const unpack[] = {"python3", "-c", extract, folder, file, sha256, NULL};
     lw_tokenizer *check = NULL;
-    lw_status status = said ? run_python(download, said, err) : cli_no_memory(err);
+    if (!said) return cli_no_memory(err);
+    lw_status status = run_python(download, said, err);
     if (status == LW_OK) status = run_python(unpack, said, err);
     if (status == LW_OK) status = lw_tokenizer_open(&check, file, N_VOCAB, err);
     lw_tokenizer_close(&check);

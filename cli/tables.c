@@ -48,7 +48,9 @@ static const opt_spec generate_specs[N_GEN] = {
                            .kind = OPT_TEXT,
                            .group = OPT_IN_GROUP,
                            .value = "FILE",
-                           .help = "a ready edge map, white on black, used as it is; instead of -i"},
+                           .help =
+                               "a ready edge map, white on black, used as it is, at its own size unless one is given; "
+                               "instead of -i"},
     [GEN_PROMPT] = TEXT("prompt", 'p', "TEXT", NULL, "what to draw; required, but with --from-image"),
     [GEN_ADDED_PROMPT] = TEXT("added-prompt", 'a', "TEXT", "the model's", "joined to the prompt with \", \""),
     [GEN_NEGATIVE_PROMPT] = TEXT("negative-prompt", 'n', "TEXT", "the model's", "what not to draw"),

@@ -4,9 +4,10 @@
  *            back, and in the body of a WHILE node
  *   memory   rates into the multiprocessors from device memory and from the level-2 cache, by loads and by bulk copies
  *   shift    whether the matrix unit reads an operand that begins at any row of a swizzled tile, and what its descriptor
- *            must say then: an input patch could stay in shared memory for all nine taps of a window
+ *            must say then: an input patch could stay in shared memory for all nine taps of a window; and what it must
+ *            say of an operand that lies the other way, as attention's values do
  * Without a name all of them. */
-#include "gpu.cuh"
+#include "gpu/gpu.cuh"
 
 #include "cuda/common.cuh"
 #include "cuda/tiles.h"
@@ -261,14 +262,92 @@ void memory() {
     MUST(cudaFree(sink));
 }
 
+/* ---- transposed: V [64 keys][COLUMNS] in chunks of 64 columns, as attention has it, is B read along the keys: the first 16
+ * rows of the sums are keys 16 step to 16 step + 15. What distance goes into which field? */
+
+template <int COLUMNS> struct transposed_multiplier;
+template <> struct transposed_multiplier<40> {
+    CU_DEVICE void add(float (&d)[20], uint64_t a, uint64_t b) {
+        asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n40k16.f32.f16.f16 {%0, %1, "
+                     "%2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19}, %20, %21, p, 1, 1, "
+                     "0, 1;\n}\n"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                       "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),
+                       "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19])
+                     : "l"(a), "l"(b));
+    }
+};
+template <> struct transposed_multiplier<80> {
+    CU_DEVICE void add(float (&d)[40], uint64_t a, uint64_t b) {
+        asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n80k16.f32.f16.f16 {%0, %1, "
+                     "%2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "
+                     "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39}, %40, %41, p, "
+                     "1, 1, 0, 1;\n}\n"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                       "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),
+                       "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),
+                       "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),
+                       "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),
+                       "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39])
+                     : "l"(a), "l"(b));
+    }
+};
+
+enum { KEYS = 64, V_CHUNK = KEYS * 128 };
+
+/* leading and stride: bytes, for the descriptor's two distances. */
+template <int COLUMNS> __global__ void __launch_bounds__(128) transposed(int step, int leading, int stride, float *out) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    __shared__ __align__(1024) unsigned char values[2 * V_CHUNK];
+    __shared__ __align__(1024) unsigned char unit[64 * 128];
+    for (int i = threadIdx.x; i < KEYS * 128; i += 128) { /* under 2048: exact in half */
+        const int key = i / 128, column = i % 128;
+        *reinterpret_cast<__half *>(values + column / 64 * V_CHUNK + cu_swizzle(key * 128 + column % 64 * 2)) =
+            __float2half(key * 32 + column % 31);
+    }
+    for (int i = threadIdx.x; i < 64 * 64; i += 128)
+        *reinterpret_cast<__half *>(unit + cu_swizzle(i * 2)) = __float2half(i / 64 == i % 64 && i / 64 < 16 ? 1.0f : 0.0f);
+    asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+    __syncthreads();
+    float d[COLUMNS / 2] = {};
+    const uint32_t at = shared_address(values) + step * 16 * 128;
+    const uint64_t b = static_cast<uint64_t>(at >> 4 & 0x3fff) | static_cast<uint64_t>(leading >> 4) << 16 |
+                       static_cast<uint64_t>(stride >> 4) << 32 | static_cast<uint64_t>(1) << 62;
+    asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
+    transposed_multiplier<COLUMNS>::add(d, cu_operand(shared_address(unit)), b);
+    asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n" ::: "memory");
+#pragma unroll
+    for (int v = 0; v < COLUMNS / 2; v++) {
+        asm volatile("" : "+f"(d[v])::"memory");
+        out[cu_sum_row(threadIdx.x, v) * COLUMNS + cu_sum_column(threadIdx.x, v)] = d[v];
+    }
+#endif
+}
+
+template <int COLUMNS> void try_transposed(float *out) {
+    const int distances[4][2] = {{V_CHUNK, 1024}, {1024, V_CHUNK}, {16, 1024}, {1024, 1024}};
+    for (const auto &d : distances)
+        for (int step = 0; step < KEYS / 16; step++) {
+            std::vector<float> got(64 * COLUMNS);
+            int wrong = 0;
+            transposed<COLUMNS><<<1, 128>>>(step, d[0], d[1], out);
+            MUST(cudaGetLastError());
+            MUST(cudaMemcpy(got.data(), out, got.size() * 4, cudaMemcpyDeviceToHost));
+            for (int i = 0; i < 16 * COLUMNS; i++)
+                wrong += got[i] != static_cast<float>((i / COLUMNS + 16 * step) * 32 + i % COLUMNS % 31);
+            std::printf("columns %d, leading %5d, stride %5d, keys from %2d: %s (%d wrong)\n", COLUMNS, d[0], d[1],
+                        16 * step, wrong ? "wrong" : "RIGHT", wrong);
+        }
+}
+
 /* ---- shift: rows shift..shift+63 of a tile of 80 rows as A, the unit matrix as B: the sums are those rows */
 
 __global__ void __launch_bounds__(128) shifted(int shift, int base, float *out) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     __shared__ __align__(1024) unsigned char tile[80 * 128];
     __shared__ __align__(1024) unsigned char unit[8 * 128];
-    for (int i = threadIdx.x; i < 80 * 64; i += 128) /* row + 1/64 k: exact in half */
-        *reinterpret_cast<__half *>(tile + cu_swizzle(i * 2)) = __float2half(i / 64 + i % 64 * 0.015625f);
+    for (int i = threadIdx.x; i < 80 * 64; i += 128) /* exact in half */
+        *reinterpret_cast<__half *>(tile + cu_swizzle(i * 2)) = __float2half(i / 64 * 8 + i % 8);
     for (int i = threadIdx.x; i < 8 * 64; i += 128)
         *reinterpret_cast<__half *>(unit + cu_swizzle(i * 2)) = __float2half(i / 64 == i % 64 ? 1.0f : 0.0f);
     asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
@@ -302,12 +381,17 @@ void shift() {
             shifted<<<1, 128>>>(s, b, out);
             MUST(cudaGetLastError());
             MUST(cudaMemcpy(got, out, sizeof got, cudaMemcpyDeviceToHost));
-            for (int i = 0; i < 64 * 8; i++) wrong += got[i] != static_cast<float>(i / 8 + s) + i % 8 * 0.015625f;
+            for (int i = 0; i < 64 * 8; i++) wrong += got[i] != static_cast<float>((i / 8 + s) * 8 + i % 8);
             if (wrong) std::printf("  b %d: %d wrong", b, wrong);
             else std::printf("  b %d: RIGHT", b);
         }
         std::printf("\n");
     }
+    MUST(cudaFree(out));
+    MUST(cudaMalloc(&out, 64 * 80 * 4));
+    std::printf("# values [key][column] as the second operand, summed over keys\n");
+    try_transposed<40>(out);
+    try_transposed<80>(out);
     MUST(cudaFree(out));
 }
 

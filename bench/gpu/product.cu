@@ -6,7 +6,7 @@
  *                  launches as make their weights cold; a table, then the best of each shape
  *   fill           one wave of tiles with 1 to 64 steps of the sum: what a launch costs before and after its work
  * A program of its own so that a kernel that breaks the device breaks nothing else. */
-#include "gpu.cuh"
+#include "gpu/gpu.cuh"
 
 #include <string>
 

@@ -251,15 +251,18 @@ static dnnl_status_t reorder(const dnnl_memory_desc_t *md, bool matmul, const fl
 
 static lw_status fill(const void *user, const float *logical, const int64_t d[4], void *dst, lw_error *err) {
     const pack_user *u = user;
-    for (int32_t i = 0; i < u->n_blocks; i++) {
+    dnnl_status_t s = dnnl_success;
+    int before = enter(1); /* OpenMP's threads would spin after every block, for longer than a block takes */
+    for (int32_t i = 0; i < u->n_blocks && s == dnnl_success; i++) {
         int64_t left = d[0] - (int64_t)i * u->block, slice[4] = {left < u->block ? left : u->block, d[1], d[2], d[3]};
         const float *src = logical + (int64_t)i * u->block * d[1] * d[2] * d[3];
-        dnnl_status_t s = reorder(i + 1 < u->n_blocks ? &u->md : &u->last, u->matmul, src, slice,
-                                  (char *)dst + (size_t)i * u->stride);
-        if (s != dnnl_success)
-            return lw_fail(err, s == dnnl_out_of_memory ? LW_ENOMEM : LW_EINTERNAL,
-                           "oneDNN: status %d while packing weights", (int)s);
+        s = reorder(i + 1 < u->n_blocks ? &u->md : &u->last, u->matmul, src, slice,
+                    (char *)dst + (size_t)i * u->stride);
     }
+    leave(before);
+    if (s != dnnl_success)
+        return lw_fail(err, s == dnnl_out_of_memory ? LW_ENOMEM : LW_EINTERNAL,
+                       "oneDNN: status %d while packing weights", (int)s);
     return LW_OK;
 }
 

@@ -109,6 +109,8 @@ bool cu_epilogue_fits(const lw_epilogue *epi);
 cu_product_args cu_product_at(const lw_params *params, const lw_op *op, const lw_run *run, int32_t weights,
                               int32_t bias);
 
+cu_attention_args cu_attention_at(const lw_op *op, const lw_run *run);
+
 /* Workspaces are 64-byte aligned, libraries want 256: ask for CU_ALIGN more. */
 enum { CU_ALIGN = 256 };
 static inline void *cu_align(void *p) { return (void *)(((uintptr_t)p + CU_ALIGN - 1) & ~(uintptr_t)(CU_ALIGN - 1)); }
@@ -121,6 +123,7 @@ extern const lw_tactic *const cu_dnn_tactics[];
 extern const lw_tactic *const cu_product_tactics[];
 extern const lw_tactic cu_conv2d_mma; /* one of them: where cuDNN has no engine */
 extern const lw_tactic *const cu_wgmma_tactics[];
+extern const lw_tactic *const cu_wgmma_attention_tactics[];
 extern const lw_tactic *const cu_wgmma_group_tactics[]; /* take several members */
 extern const lw_tactic *const cu_kernel_tactics[];
 extern const lw_tactic *const cu_wide_tactics[]; /* attention that cu_kernel_tactics does not take */

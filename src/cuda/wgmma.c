@@ -181,3 +181,38 @@ static const lw_tactic conv2d_any = {
     "conv2d_wgmma", LW_OP_CONV2D, TAKES | LW_TAKES_MEMBERS, supports_any, prepare_any, run, cu_release};
 
 const lw_tactic *const cu_wgmma_group_tactics[] = {&linear_any, &conv2d_any, NULL};
+
+/* ---- attention */
+
+static lw_status attention_prepare(lw_backend *backend, lw_params *params, const lw_op *op, void **state,
+                                   size_t *workspace_bytes, lw_error *err) {
+    (void)backend, (void)params, (void)op, (void)workspace_bytes, (void)err;
+    *state = NULL;
+    return LW_OK;
+}
+
+static bool attention_supports(const lw_backend *backend, const lw_params *params, const lw_op *op) {
+    const cu_backend *b = (const cu_backend *)backend;
+    const lw_attention_args *m = &op->m->attention;
+    int32_t d = m->q.c / m->heads;
+    (void)params;
+    if (b->major != 9 || b->minor != 0 || !b->encode || op->n_member != 1 || m->causal) return false;
+    const lw_view *views[4] = {&m->q, &m->k, &m->v, &m->out};
+    for (int i = 0; i < 4; i++)
+        if (views[i]->dtype != LW_F16 || !cu_is_vectors(views[i]) || views[i]->h != 1 || views[i]->sw <= 0)
+            return false;
+    return d * m->heads == m->q.c && (d == 40 || d == 80 || d == 160);
+}
+
+static lw_status attention_run(lw_backend *backend, const lw_params *params, const lw_op *op, void *state,
+                               const lw_run *r, lw_error *err) {
+    (void)params, (void)state;
+    cu_attention_args a = cu_attention_at(op, r);
+    LW_TRY(cu_enter(backend, err));
+    return cu_launched(backend, op, cu_wgmma_attention(cu_order_of(backend, r), &a, cu_of(backend)->encode), err);
+}
+
+static const lw_tactic attention = {"attention_wgmma", LW_OP_ATTENTION, LW_TAKES_ALL, attention_supports,
+                                    attention_prepare, attention_run,   cu_release};
+
+const lw_tactic *const cu_wgmma_attention_tactics[] = {&attention, NULL};

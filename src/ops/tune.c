@@ -9,7 +9,15 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_TACTICS = 24, MAX_COPIES = 4, MAX_DEVICE_COPIES = 64, MAX_BUFFERS = 16, MIN_ROUNDS = 3, STALE_ROUNDS = 25 };
+enum {
+    MAX_TACTICS = 24,
+    MAX_COPIES = 4,
+    MAX_DEVICE_COPIES = 64,
+    WARM_DEVICE_COPIES = 16,
+    MAX_BUFFERS = 16,
+    MIN_ROUNDS = 3,
+    STALE_ROUNDS = 25
+};
 
 static const double default_budget_ms = 100, copies_flop = 24e9;
 /* A device that runs behind the host takes microseconds an op, and nobody else is on it. */
@@ -154,7 +162,8 @@ static void move_params(rig *r, int32_t copy, lw_op_kind kind, lw_args *m) {
  * are many times that cache, so each op of a network finds its own cold. */
 static int32_t count_copies(const lw_backend *b, const found *f) {
     int64_t d[4] = {0};
-    if (f->op->kind != LW_OP_CONV2D && f->op->kind != LW_OP_LINEAR) return 1;
+    if (f->op->kind != LW_OP_CONV2D && f->op->kind != LW_OP_LINEAR) /* no weights; some, for a launch's own time */
+        return b->behind ? WARM_DEVICE_COPIES : 1;
     lw_param_dims(f->program->params, f->op->m->product.w, d);
     double bytes = (double)(d[0] * d[1] * d[2] * d[3]) * (double)lw_dtype_bytes(b->act),
            flop = lw_op_cost(f->program->params, f->op).flop, most_flop = b->behind ? device_copies_flop : copies_flop;

@@ -196,7 +196,15 @@ PYTHON
 fi
 checks=$((checks + 1))
 [ -z "$(find cache -name 'fetch-*' -o -name merges.txt)" ] || fail "fetch-vocab left something"
-mkdir -p cache/linework
+mkdir -p cache/linework slow
+printf '#!/bin/sh\nexec sleep 60\n' >slow/python3; chmod +x slow/python3
+checks=$((checks + 1))
+(PATH=$work/slow:$PATH; exec "$program" fetch-vocab >out 2>err) & pid=$!
+while [ -z "$(ls cache/linework/fetch-* 2>/dev/null)" ] && kill -0 $pid 2>/dev/null; do sleep 0.1; done
+kill -TERM $pid; wait $pid
+[ $? -eq 130 ] || fail "fetch-vocab told to stop is not exit 130"
+says "cancelled"; that [ -z "$(find cache -name 'fetch-*')" ]
+run 3 generate -m m-ldm -i in.ppm -p x -W 64 -H 64 -o unmade.ppm; says "no vocabulary of 514 entries: none beside the model and none in the cache $work/cache/linework"; absent unmade.ppm
 awk 'BEGIN { # as many merges as CLIP has: all pairs of 94 characters, then the first triples
     print "#version: 0.2"
     for (i = 0; i < 8836; i++) print pair[i] = sprintf("%c %c", 33 + int(i / 94), 33 + i % 94)

@@ -158,6 +158,35 @@ static void check_hint(bench *b) {
     fixture_close(&x);
 }
 
+/* The time embedding as the ResBlocks take it: what is recorded of it goes through their SiLU at once. */
+static void check_time(bench *b) {
+    fixture x = open_topic("time");
+    static const char *const ops[] = {"time", "unet.time_embed.2", "control.time_embed.2"};
+    static const char *const names[] = {"sinusoid", "temb", "temb_control"};
+    int rows = (int)fixture_dim(&x, "t", 0);
+    const float *t = fixture_data(&x, "t", NULL);
+    lw_program *p = record(b, "time");
+    lw_record_time(p, &b->model, 1, rows, "t", "addend_table");
+    for (int k = 0; k < 3; k++)
+        for (int32_t i = 0, found = 0; i < p->n_ops && !found; i++) {
+            if (strcmp(p->ops[i].name, ops[k]) != 0) continue;
+            found = 1;
+            copy_out(p, k ? p->ops[i].m->product.out : p->ops[i].m->embed_time.out, names[k]);
+        }
+    make_plan(b);
+    for (int i = 0; i < rows; i++) ((float *)bound(b, "t"))[4 * i] = t[i]; /* each takes 16 bytes */
+    run(b);
+    for (int k = 0; k < 3; k++) {
+        size_t n;
+        const float *want = fixture_data(&x, names[k], &n);
+        float *silu = malloc(n * sizeof *silu);
+        for (size_t i = 0; i < n; i++) silu[i] = k ? want[i] / (1 + expf(-want[i])) : want[i];
+        assert_close(names[k], bound(b, names[k]), silu, n, limit);
+        free(silu);
+    }
+    fixture_close(&x);
+}
+
 /* ---- blocks */
 
 static lw_net unet_net(bench *b) {
@@ -372,6 +401,7 @@ static void check_networks(bench *b) {
     check_text(b, &clip, 0, "hidden");
     check_text(b, &clip, 2, "hidden_skip2");
     check_hint(b);
+    check_time(b);
     check_step(b, &unet, false, "eps_no_control", NULL);
     check_step(b, &unet, true, "eps", &control);
     check_vae(b);

@@ -81,6 +81,19 @@ def added(controls, done, steps, x, t, context, mode):
     return out
 
 
+def guided(model, context, controls, done, steps, x, t, guidance, mode="balanced"):
+    """eps of both texts' passes, or of the first alone where guidance is 1."""
+    eps = []
+    for side in (0, 1):
+        if side and guidance == 1.0:
+            break
+        taps = None
+        if not (side and mode == "control"):
+            taps = added(controls, done, steps, x, t, context[side], mode)
+        eps.append(model.eps(x, t, context[side], taps))
+    return eps[0] if len(eps) == 1 else eps[1] + guidance * (eps[0] - eps[1])
+
+
 def run(model, cond_ids, uncond_ids, controls, x, steps=20, guidance=9.0, eta=0.0, mode="balanced", clip_skip=1,
         noise=None, keep=None):
     """From ids [1,77] and Controls to final latents. mode: balanced, prompt, control (guess mode).
@@ -94,16 +107,7 @@ def run(model, cond_ids, uncond_ids, controls, x, steps=20, guidance=9.0, eta=0.
     context = [model.text(ids, clip_skip - 1).expand(n, -1, -1) for ids in (cond_ids, uncond_ids)]
     for done, i in enumerate(reversed(range(len(ts)))):
         a, prev = ac[ts[i]], ac[ts[i - 1]] if i else ac[0]
-        t = torch.tensor(ts[i])
-        eps = []
-        for side in (0, 1):
-            if side and guidance == 1.0:
-                break
-            taps = None
-            if not (side and mode == "control"):
-                taps = added(controls, done, len(ts), x, t, context[side], mode)
-            eps.append(model.eps(x, t, context[side], taps))
-        e = eps[0] if len(eps) == 1 else eps[1] + guidance * (eps[0] - eps[1])
+        e = guided(model, context, controls, done, len(ts), x, torch.tensor(ts[i]), guidance, mode)
         sigma = eta * ((1 - prev) / (1 - a) * (1 - a / prev)).sqrt()
         x0 = (x - (1 - a).sqrt() * e) / a.sqrt()
         x = prev.sqrt() * x0 + (1 - prev - sigma ** 2).sqrt() * e

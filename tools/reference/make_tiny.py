@@ -18,6 +18,7 @@ import bpe
 import job
 import model as reference
 import names
+import schedulers
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 META = {"unet_heads": 2, "norm_groups": 4, "clip_heads": 4, "clip_act": "quick_gelu", "scale_factor": 0.25,
@@ -174,7 +175,7 @@ def grab(module, calls, name):
 
 
 def block_fixtures(m, step):
-    """ResBlocks and transformers inside a UNet's step, of topic unet, and the time embedding: {topic: tensors}."""
+    """ResBlocks and transformers inside a UNet's step, of topic unet: {topic: tensors}."""
     context, controls = step["context"], [v for k, v in step.items() if k.startswith("control.")]
     down, mid, up = m.unet.down_blocks, m.unet.mid_block, m.unet.up_blocks
     names_of = {"input_blocks.1.0": down[0].resnets[0], "input_blocks.7.0": down[2].resnets[0],
@@ -193,11 +194,7 @@ def block_fixtures(m, step):
         args, _, y = calls[name]
         kind = transformers if name.endswith(".1") else resnets
         kind[name + ".x"], kind[name + ".y"] = args[0], y
-    t_all = torch.tensor([1, 51, 501, 951, 999])
-    sinus = m.unet.time_proj(t_all)
-    return {"resblock": resnets, "transformer": transformers,
-            "time": {"t": t_all.float(), "sinusoid": sinus, "temb": m.unet.time_embedding(sinus.to(m.dtype)),
-                     "temb_control": m.control.time_embedding(sinus.to(m.dtype))}}
+    return {"resblock": resnets, "transformer": transformers}
 
 
 def net_fixtures(m, ids, generator, step_size, size):
@@ -210,6 +207,10 @@ def net_fixtures(m, ids, generator, step_size, size):
     hint, small = (torch.from_numpy(edge_map(8 * h, 8 * w, seed)).to(m.dtype).expand(1, 3, -1, -1) / 255
                    for (h, w), seed in ((step_size, 1), (size, 2)))
     out["hint"] = {"hint": small, "out": m.hint(small)}
+    t_all = torch.tensor([1, 51, 501, 951, 999])
+    sinus = m.unet.time_proj(t_all)
+    out["time"] = {"t": t_all.float(), "sinusoid": sinus, "temb": m.unet.time_embedding(sinus.to(m.dtype)),
+                   "temb_control": m.control.time_embedding(sinus.to(m.dtype))}
     step = {"x": x, "t": t.float()[None], "context": context}
     controls = m.controls(x, t, context, hint)
     taps = {f"control.{i}": c for i, c in enumerate(controls)}
@@ -264,6 +265,34 @@ def job_fixtures(out, m, ids, dtype_check):
     save(out, "job", tensors)
 
 
+# sampler, scheduler, steps, guidance, samples, latents' height and width
+SAMPLED = (("ddim", "discrete", 10, 9.0, 1, (8, 8)), ("euler", "karras", 10, 5.0, 1, (16, 8)),
+           ("euler_a", "discrete", 10, 5.0, 2, (8, 16)), ("euler_a", "reference", 15, 5.0, 1, (8, 8)),
+           ("dpm++2m", "karras", 10, 5.0, 1, (8, 24)), ("dpm++2m", "discrete", 10, 5.0, 3, (8, 8)),
+           ("unipc", "discrete", 10, 5.0, 1, (16, 16)), ("unipc", "karras", 10, 5.0, 1, (8, 8)),
+           ("lcm", "discrete", 4, 1.0, 1, (8, 8)))
+
+
+def sampler_fixtures(out, m, ids):
+    """The whole job with diffusers' schedulers, in several sizes and batches."""
+    context = [m.text(ids[i:i + 1]) for i in (0, 1)]
+    tensors = {}
+    for sampler, scheduler, steps, guidance, n, size in SAMPLED:
+        edges = edge_map(8 * size[0], 8 * size[1], 2)
+        noise, shape = job.Noise(7), (n, 4) + size
+        x_t, draws = noise.draw(shape).double(), [noise.draw(shape).double() for _ in range(2 * steps)]
+        texts, controls = [c.expand(n, -1, -1) for c in context], [job.Control(m, edges)]
+
+        def network(x, t, done, of):
+            return job.guided(m, texts, controls, done, of, x, t, guidance)
+
+        latents = schedulers.run(sampler, scheduler, steps, x_t, draws, network=network)[0][-n:]
+        name = f"{sampler}.{scheduler}"
+        tensors[name + ".edges"], tensors[name + ".latents"] = torch.from_numpy(edges), latents
+        print(f"  {name:20} latents std {latents.std():.2f} max {latents.abs().max():.2f}")
+    save(out, "samplers", tensors)
+
+
 def small_residual(out, generator):
     """A narrower UNet whose residual stream is 0.003 of the usual: there eps 1e-5 and 1e-6 differ visibly."""
     unet = make_modules(NARROW_WIDTHS, NARROW["unet_heads"], NARROW["norm_groups"])[0]
@@ -309,6 +338,7 @@ def main():
     for topic, tensors in {**topics, **block_fixtures(m, topics["unet"])}.items():
         save(out, topic, tensors)
     job_fixtures(out, m, ids, reference.load(path))
+    sampler_fixtures(out, m, ids)
     small_residual(out, generator)
 
 
