@@ -18,6 +18,7 @@ test: build
 
 # What takes long. What needs PyPI is run by hand: tools/check_opencv.py, tools/check_tokenizer.py, tools/reference.
 test-all: test
+	tools/analyze
 	ctest --test-dir build --output-on-failure -L slow
 	tools/tsan_test
 	tools/abi_check
@@ -32,10 +33,17 @@ core:
 fuzz:
 	tools/fuzz 60
 
-# Random mutants of the corpora, with AddressSanitizer: 20,000 of each model file, pickle and vocabulary.
+# Random mutants with AddressSanitizer and UBSan, the same ones every time: at least 100,000 of each format (docs/TESTING.md).
 mutants:
 	cmake --preset asan && cmake --build --preset asan
-	for t in safetensors zip pickle bpe; do build/asan/bin/$${t}_fuzz --mutants 20000 tests/fuzz/corpus/$$t || exit 1; done
+	build/asan/bin/safetensors_fuzz --mutants 15000 tests/fuzz/corpus/safetensors
+	build/asan/bin/safetensors_fuzz --mutants 2000 tests/data/weights
+	build/asan/bin/zip_fuzz --mutants 35000 tests/fuzz/corpus/zip
+	build/asan/bin/pickle_fuzz --mutants 25000 tests/fuzz/corpus/pickle
+	build/asan/bin/bpe_fuzz --mutants 20000 tests/fuzz/corpus/bpe
+	build/asan/bin/image_fuzz --mutants 6000 tests/fuzz/corpus/image
+	build/asan/bin/infotext_fuzz --mutants 10000 tests/fuzz/corpus/infotext
+	build/asan/bin/options_fuzz --mutants 10000 tests/fuzz/corpus/options
 
 install: build
 	cmake --install build

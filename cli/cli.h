@@ -23,9 +23,14 @@ lw_status cmd_demo(const opt_parsed *options, lw_error *err);
 lw_status cmd_tune(const opt_parsed *options, lw_error *err);
 lw_status cmd_make_model(const opt_parsed *options, lw_error *err);
 lw_status cmd_convert(const opt_parsed *options, lw_error *err);
+lw_status cmd_doctor(const opt_parsed *options, lw_error *err);
+lw_status cmd_fetch_vocab(const opt_parsed *options, lw_error *err);
 
 /* ---- common.c: failing, saying */
 lw_status cli_fail(lw_error *err, lw_status code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+#ifdef LW_ANALYZE /* as for lw_fail */
+#define cli_fail(err, code, ...) ((void)cli_fail(err, code, __VA_ARGS__), (code))
+#endif
 lw_status cli_no_memory(lw_error *err);
 char *cli_format(const char *format, ...) __attribute__((format(printf, 1, 2))); /* NULL: no memory; free() */
 
@@ -67,15 +72,11 @@ lw_status cli_write_picture(const char *path, const lw_image *image, const lw_fi
 char *cli_cache_dir(void);
 void cli_make_cache_dir(const char *dir);
 
+/* lw_file_sha256 with the cache's folder made; "" also where it fails. cache_dir may be NULL. */
+void cli_file_hash(const char *path, const char *cache_dir, uint64_t max_bytes, char out[65]);
+
 /* A file of the embedded model's folder (models/demo), or NULL with *err where there is none. free(). */
 char *cli_demo_file(const char *name, lw_error *err);
-
-/* ---- hash.c */
-void cli_sha256(const void *bytes, size_t n_bytes, char out[65]); /* "" in a build without libmd */
-
-/* The SHA-256 of a model's file: from the cache, else computed where it has at most max_bytes, and remembered. "" when
- * it is not known (folders too). cache_dir may be NULL. */
-void cli_file_hash(const char *path, const char *cache_dir, uint64_t max_bytes, char out[65]);
 
 /* ---- npy.c: float32, little-endian, C order, four axes */
 lw_status cli_npy_parse(const void *bytes, size_t n_bytes, const char *name, int64_t shape[4], const float **data,

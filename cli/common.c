@@ -8,7 +8,7 @@
 #include <string.h>
 #include <time.h>
 
-lw_status cli_fail(lw_error *err, lw_status code, const char *format, ...) {
+lw_status(cli_fail)(lw_error *err, lw_status code, const char *format, ...) {
     va_list args;
     va_start(args, format);
     err->code = code;

@@ -57,23 +57,38 @@ void opt_help(FILE *out, const opt_command *command) {
 }
 
 /* mdoc reads a line that begins with a dot or a quote as a request, and a backslash as an escape. */
-static void man_text(FILE *out, const char *text) {
-    if (*text == '.' || *text == '\'') fputs("\\&", out);
-    for (; *text; text++) {
-        if (*text == '\\') fputs("\\e", out);
-        else if (*text == '-') fputs("\\-", out);
-        else fputc(*text, out);
+static void man_text(FILE *out, const char *text, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        if (text[i] == '\\') fputs("\\e", out);
+        else if (text[i] == '-') fputs("\\-", out);
+        else fputc(text[i], out);
     }
 }
 
-/* The same inside a macro's line, where short words may be macros' names and punctuation is taken apart. */
+/* Text in lines as roff wants them: below 80 columns, and a new one for each sentence. */
+static void man_lines(FILE *out, const char *text) {
+    size_t column = 0;
+    while (*text) {
+        size_t n = strcspn(text, " ");
+        if (column == 0 && (*text == '.' || *text == '\'')) fputs("\\&", out);
+        man_text(out, text, n);
+        column += n + 1;
+        bool ends = n > 0 && text[n - 1] == '.';
+        text += n;
+        while (*text == ' ') text++;
+        if (!*text || ends || column + strcspn(text, " ") > 72) fputc('\n', out), column = 0;
+        else fputc(' ', out);
+    }
+}
+
+/* Inside a macro's line, where short words may be macros' names and punctuation is taken apart. */
 static void man_word(FILE *out, const char *text) {
     fputs("\\&", out);
-    man_text(out, text);
+    man_text(out, text, strlen(text));
 }
 
 static void man_option(FILE *out, const opt_spec *s) {
-    char range[160];
+    char range[160], text[800];
     fputs(".It", out);
     if (s->letter) fprintf(out, " Fl %c ,", s->letter);
     fprintf(out, " Fl \\-%s", s->name);
@@ -82,16 +97,11 @@ static void man_option(FILE *out, const opt_spec *s) {
         man_word(out, s->value);
     }
     fputc('\n', out);
-    man_text(out, s->help);
     value_range(s, range, sizeof range);
-    if (range[0] || s->fallback) {
-        fputs(" (", out);
-        man_text(out, range);
-        if (range[0] && s->fallback) fputs("; ", out);
-        if (s->fallback) fputs("default ", out), man_text(out, s->fallback);
-        fputc(')', out);
-    }
-    fputs(".\n", out);
+    bool more = range[0] || s->fallback;
+    snprintf(text, sizeof text, "%s%s%s%s%s%s%s.", s->help, more ? " (" : "", range, range[0] && s->fallback ? "; " : "",
+             s->fallback ? "default " : "", s->fallback ? s->fallback : "", more ? ")" : "");
+    man_lines(out, text);
 }
 
 static const char man_tail[] =
@@ -114,7 +124,8 @@ static const char man_tail[] =
     ".It 130\nCancelled with SIGINT or SIGTERM.\n"
     ".El\n"
     ".Pp\n"
-    "A failure is one line on standard error; standard output then stays empty and nothing half\\-written is left.\n"
+    "A failure is one line on standard error; standard output then stays empty (but\nfor the report of\n.Cm doctor )\n"
+    "and nothing half\\-written is left.\n"
     ".Sh EXAMPLES\n"
     ".Dl linework demo\n"
     ".Dl linework generate \\-i photo.png \\-p \\(dqa red house\\(dq \\-s 7\n"
@@ -124,7 +135,7 @@ static const char man_tail[] =
 void opt_man(FILE *out, const opt_command *const *commands, size_t n, const char *version) {
     /* No date: the page is part of the build, and the same sources give the same bytes. */
     fprintf(out,
-            ".Dd $Mdocdate$\n.Dt LINEWORK 1\n.Os linework %s\n.Sh NAME\n.Nm linework\n"
+            ".\\\" linework %s\n.Dd $Mdocdate$\n.Dt LINEWORK 1\n.Os\n.Sh NAME\n.Nm linework\n"
             ".Nd draw a new picture along the edges of another\n.Sh SYNOPSIS\n",
             version);
     for (size_t i = 0; i < n; i++) {
@@ -132,19 +143,18 @@ void opt_man(FILE *out, const opt_command *const *commands, size_t n, const char
         man_word(out, commands[i]->arguments);
         fputc('\n', out);
     }
-    fputs(".Sh DESCRIPTION\n.Nm\nruns Stable Diffusion 1.5 with ControlNet's canny2image: a prompt says what is drawn, "
-          "the edges of a picture say where.\n",
-          out);
+    fputs(".Sh DESCRIPTION\n.Nm\n", out);
+    man_lines(out, "runs Stable Diffusion 1.5 with ControlNet's canny2image: a prompt says what is drawn, the edges of a "
+                   "picture say where.");
     for (size_t i = 0; i < n; i++) {
         const opt_command *c = commands[i];
         fprintf(out, ".Ss linework %s\n", c->name);
-        fputc(toupper((unsigned char)c->summary[0]), out);
-        man_text(out, c->summary + 1);
-        fputs(".\n", out);
+        char summary[120];
+        snprintf(summary, sizeof summary, "%c%s.", toupper((unsigned char)c->summary[0]), c->summary + 1);
+        man_lines(out, summary);
         if (c->text) {
             fputs(".Pp\n", out);
-            man_text(out, c->text);
-            fputc('\n', out);
+            man_lines(out, c->text);
         }
         fputs(".Bl -tag -width Ds\n", out);
         for (size_t s = 0; s < c->n_specs; s++) man_option(out, &c->specs[s]);

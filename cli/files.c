@@ -64,7 +64,7 @@ lw_status cli_read_picture(const char *path, lw_image *out, lw_fields *fields, c
     if (status != LW_OK) return status;
     const char *name = strcmp(path, "-") ? path : "standard input";
     status = lw_image_decode(bytes, n_bytes, name, out, fields, err);
-    if (status == LW_OK && sha256) cli_sha256(bytes, n_bytes, sha256);
+    if (status == LW_OK && sha256) status = lw_sha256(bytes, n_bytes, sha256, err);
     free(bytes);
     return status;
 }
@@ -164,6 +164,16 @@ void cli_make_cache_dir(const char *dir) {
     }
     if (path) mkdir(path, 0700);
     free(path);
+}
+
+static int stopped(void *user, uint64_t done, uint64_t total) {
+    (void)user, (void)done, (void)total;
+    return cli_interrupted();
+}
+
+void cli_file_hash(const char *path, const char *cache_dir, uint64_t max_bytes, char out[65]) {
+    if (cache_dir) cli_make_cache_dir(cache_dir);
+    lw_file_sha256(path, cache_dir, max_bytes, stopped, NULL, out, NULL);
 }
 
 char *cli_demo_file(const char *name, lw_error *err) {

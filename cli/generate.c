@@ -107,6 +107,8 @@ static lw_status set_request(cli_job *job, const opt_parsed *o, lw_error *err) {
     if (given(o, GEN_STEPS)) r->steps = (int32_t)opt_get(o, GEN_STEPS)->integer;
     if (given(o, GEN_CFG_SCALE)) r->cfg_scale = opt_get(o, GEN_CFG_SCALE)->number;
     if (given(o, GEN_ETA)) r->eta = opt_get(o, GEN_ETA)->number;
+    if (given(o, GEN_CLIP_SKIP)) r->clip_skip = (int32_t)opt_get(o, GEN_CLIP_SKIP)->integer;
+    if (given(o, GEN_REUSE_STEPS)) r->reuse_steps = opt_get(o, GEN_REUSE_STEPS)->text;
     if (given(o, GEN_SEED)) r->seed = opt_get(o, GEN_SEED)->integer;
     if (given(o, GEN_CANNY_LOW)) r->canny_low = opt_get(o, GEN_CANNY_LOW)->number;
     if (given(o, GEN_CANNY_HIGH)) r->canny_high = opt_get(o, GEN_CANNY_HIGH)->number;

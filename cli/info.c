@@ -127,7 +127,7 @@ static lw_status model(const opt_parsed *o, const char *path, lw_error *err) {
         return cli_fail(err, LW_EINTERNAL, "%s: lw_model_info gave no object: %s", path, why.text);
     }
     char *cache = cli_cache_dir();
-    cli_file_hash(path, cache, opt_get(o, INFO_HASH)->at ? UINT64_MAX : (uint64_t)1 << 30, hash);
+    cli_file_hash(path, cache, opt_get(o, INFO_HASH)->at ? 0 : (uint64_t)1 << 30, hash);
     free(cache);
     json_t *json = json_pack("{s:s, s:s?}", "kind", "model", "sha256", hash[0] ? hash : NULL);
     if (json) json_object_update(json, found);

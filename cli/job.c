@@ -156,7 +156,7 @@ static lw_status read_latents(cli_job *job, lw_error *err) {
                         "%s: its shape is (%lld, %lld, %lld, %lld), the job needs (%lld, 4, %lld, %lld)",
                         job->init_latents, (long long)shape[0], (long long)shape[1], (long long)shape[2],
                         (long long)shape[3], (long long)want[0], (long long)want[2], (long long)want[3]);
-    cli_sha256(job->latents, n_bytes, job->latents_sha256);
+    TRY(lw_sha256(job->latents, n_bytes, job->latents_sha256, err));
     job->request.init_latents = data;
     return LW_OK;
 }
@@ -235,6 +235,18 @@ static void on_preview(void *user, int32_t step, const lw_image *preview) {
     job->preview_failed = status != LW_OK;
 }
 
+/* A window may be narrower than a step. */
+static void note_idle_controls(const cli_job *job) {
+    int32_t n = job->result.steps;
+    for (uint32_t k = 0; k < job->request.n_controls; k++) {
+        const lw_control *c = &job->request.controls[k];
+        int32_t i = 0;
+        while (i < n && ((double)i / n < c->start || (double)(i + 1) / n > c->end)) i++;
+        if (i == n)
+            cli_note("ControlNet %u is used in none of the %d steps: its part is %g to %g", k, n, c->start, c->end);
+    }
+}
+
 static lw_status compute(cli_job *job, lw_error *err) {
     lw_request *r = &job->request;
     r->user = job;
@@ -253,6 +265,7 @@ static lw_status compute(cli_job *job, lw_error *err) {
         cli_note("the text is longer than %d tokens; this was cut off: %s", LW_N_TOKENS, job->result.cut);
     if (job->volume != CLI_QUIET && job->result.steps != r->steps)
         cli_note("%d steps were asked for; the reference's spacing runs %d", r->steps, job->result.steps);
+    if (job->volume != CLI_QUIET) note_idle_controls(job);
     /* The choices in effect are known once the job's plans are made. */
     return lw_engine_get_info(job->lw, &job->info, err);
 }

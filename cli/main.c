@@ -13,10 +13,11 @@ static const struct {
     const opt_command *command;
     command_fn run;
 } commands[] = {
-    {&cli_generate, cmd_generate}, {&cli_canny, cmd_canny},       {&cli_demo, cmd_demo},
-    {&cli_info, cmd_info},         {&cli_tokenize, cmd_tokenize}, {&cli_tune, cmd_tune},
-    {&cli_make_model, cmd_make_model},
-    {&cli_convert, cmd_convert},
+    {&cli_generate, cmd_generate}, {&cli_canny, cmd_canny},
+    {&cli_demo, cmd_demo},         {&cli_info, cmd_info},
+    {&cli_tokenize, cmd_tokenize}, {&cli_make_model, cmd_make_model},
+    {&cli_convert, cmd_convert},   {&cli_doctor, cmd_doctor},
+    {&cli_tune, cmd_tune},         {&cli_fetch_vocab, cmd_fetch_vocab},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 

@@ -23,7 +23,7 @@ void opt_quote(char *out, size_t size, const char *text) {
     /* A cut must not leave the first half of a UTF-8 character. */
     if (text[n])
         while (n > 0 && ((unsigned char)text[n] & 0xc0) == 0x80) n--;
-    strcpy(out + n, text[n] ? "..." : "");
+    snprintf(out + n, size - n, "%s", text[n] ? "..." : "");
 }
 
 /* Row by row over a table of one line: words longer than it are near nothing. */

@@ -48,7 +48,9 @@ static const opt_spec generate_specs[N_GEN] = {
                            .kind = OPT_TEXT,
                            .group = OPT_IN_GROUP,
                            .value = "FILE",
-                           .help = "a ready edge map, white on black, used as it is; instead of -i"},
+                           .help =
+                               "a ready edge map, white on black, used as it is, at its own size unless one is given; "
+                               "instead of -i"},
     [GEN_PROMPT] = TEXT("prompt", 'p', "TEXT", NULL, "what to draw; required, but with --from-image"),
     [GEN_ADDED_PROMPT] = TEXT("added-prompt", 'a', "TEXT", "the model's", "joined to the prompt with \", \""),
     [GEN_NEGATIVE_PROMPT] = TEXT("negative-prompt", 'n', "TEXT", "the model's", "what not to draw"),
@@ -88,6 +90,10 @@ static const opt_spec generate_specs[N_GEN] = {
                          .value = "X",
                          .fallback = "1.0",
                          .help = "part of the steps after which the control ends"},
+    [GEN_CLIP_SKIP] = INT("clip-skip", 0, 1, 12, "1",
+                          "which layer of the text encoder is used, counted from the last; for models that ask for 2"),
+    [GEN_REUSE_STEPS] = TEXT("reuse-steps", 0, "LIST", NULL,
+                             "steps, such as 9,11-13, that use the last one's result again: faster, another picture"),
     [GEN_SEED] = INT("seed", 's', -1, 4294967295.0, "-1", "seed of the noise; -1 draws one and prints it"),
     [GEN_CANNY_LOW] = NUMBER("canny-low", 0, 10000, "100", "an edge goes on above this gradient"),
     [GEN_CANNY_HIGH] = NUMBER("canny-high", 0, 10000, "200", "an edge begins above this gradient"),
@@ -284,8 +290,39 @@ const opt_command cli_convert = {
     .max_args = 2,
 };
 
-const opt_command *const cli_commands[] = {&cli_generate, &cli_canny,      &cli_demo,    &cli_info,
-                                            &cli_tokenize, &cli_make_model, &cli_convert, &cli_tune};
+static const opt_spec doctor_specs[N_DOCTOR] = {
+    FLAGS_OF_ALL,
+    [DOCTOR_CONTROL_NET] =
+        TEXT("control-net", 0, "FILE|DIR", "the model's own", "a ControlNet to check the models with"),
+    [DOCTOR_VAE] = TEXT("vae", 0, "FILE|DIR", "the model's own", "a VAE to check the models with"),
+};
+
+const opt_command cli_doctor = {
+    .name = "doctor",
+    .arguments = "[options] MODEL...",
+    .summary = "what is wrong with a model's file, and what it can be used for",
+    .text = "Reads every value. Says layout, release, what is missing, extra or damaged, and the memory that a job "
+            "takes. A report on a model that can't be used is printed too; the exit code is then 3.",
+    .specs = doctor_specs,
+    .n_specs = N_DOCTOR,
+    .min_args = 1,
+    .max_args = SIZE_MAX,
+};
+
+static const opt_spec fetch_vocab_specs[N_ALL] = {FLAGS_OF_ALL};
+
+const opt_command cli_fetch_vocab = {
+    .name = "fetch-vocab",
+    .arguments = "[options]",
+    .summary = "CLIP's vocabulary, which models in single files need, into the cache",
+    .text = "Takes it out of the open-clip-torch package of PyPI, with python3 and pip, and checks its SHA-256. Models "
+            "in a diffusers folder bring their own.",
+    .specs = fetch_vocab_specs,
+    .n_specs = N_ALL,
+};
+
+const opt_command *const cli_commands[] = {&cli_generate,   &cli_canny,   &cli_demo,   &cli_info, &cli_tokenize,
+                                           &cli_make_model, &cli_convert, &cli_doctor, &cli_tune, &cli_fetch_vocab};
 const size_t cli_n_commands = sizeof cli_commands / sizeof *cli_commands;
 
-const char *const cli_reserved[] = {"doctor", "fetch-vocab", "pd", "score", "serve", NULL};
+const char *const cli_reserved[] = {"pd", "score", "serve", NULL};

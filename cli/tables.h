@@ -31,6 +31,8 @@ enum {
     GEN_GUESS_MODE,
     GEN_CONTROL_START,
     GEN_CONTROL_END,
+    GEN_CLIP_SKIP,
+    GEN_REUSE_STEPS,
     GEN_SEED,
     GEN_CANNY_LOW,
     GEN_CANNY_HIGH,
@@ -73,8 +75,10 @@ enum { DEMO_PICTURE = N_ALL, DEMO_PROMPT, DEMO_SEED, DEMO_OUTPUT, DEMO_DEVICE, D
 
 enum { MAKE_LIKE = N_ALL, MAKE_LAYOUT, MAKE_DTYPE, MAKE_SEED, MAKE_SMALL, N_MAKE };
 enum { CONVERT_DTYPE = N_ALL, CONVERT_TRANSFER, CONVERT_COMMUNITY, N_CONVERT };
+enum { DOCTOR_CONTROL_NET = N_ALL, DOCTOR_VAE, N_DOCTOR };
 
-extern const opt_command cli_generate, cli_canny, cli_info, cli_tokenize, cli_demo, cli_make_model, cli_convert, cli_tune;
+extern const opt_command cli_generate, cli_canny, cli_info, cli_tokenize, cli_demo, cli_make_model, cli_convert;
+extern const opt_command cli_doctor, cli_tune, cli_fetch_vocab;
 
 /* All commands in the order of the help, and how many. */
 extern const opt_command *const cli_commands[];

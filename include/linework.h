@@ -195,7 +195,7 @@ typedef struct lw_engine_params {
 
 LW_API void lw_engine_params_init(lw_engine_params *params);
 
-/* Opens and checks the model's files (their headers; weights are mapped, not read). Copies params. */
+/* Opens and checks the model's files (their headers; weights are read when a session packs them). Copies params. */
 LW_API lw_status lw_engine_open(lw_engine **out, const lw_engine_params *params, lw_error *err);
 /* Frees the engine when its last session is closed too. Nulls *engine. */
 LW_API void lw_engine_close(lw_engine **engine);
@@ -219,14 +219,23 @@ LW_API lw_status lw_engine_get_info(const lw_engine *engine, lw_engine_info *inf
 /* The tokenizer of the engine's text encoder; borrowed until the engine is closed. */
 LW_API const lw_tokenizer *lw_engine_tokenizer(const lw_engine *engine);
 
+/* done of total bytes are read or written. Non-zero return cancels: the call returns LW_ECANCEL and leaves nothing. */
+typedef int (*lw_bytes_fn)(void *user, uint64_t done, uint64_t total);
+
+/* The SHA-256 of n_bytes as 64 hex digits, as lw_infotext_extra has it; "" in a build without libmd. */
+LW_API lw_status lw_sha256(const void *bytes, size_t n_bytes, char out[65], lw_error *err);
+
+/* The same of a file. With a cache_dir (NULL: none) it is remembered there in hashes.json, by path, size and time of
+ * change. "" and LW_OK where it is unknown: not remembered and larger than max_bytes (0: no limit), or not a file but a
+ * folder. LW_EMODEL: it can't be read. */
+LW_API lw_status lw_file_sha256(const char *path, const char *cache_dir, uint64_t max_bytes, lw_bytes_fn progress,
+                                void *user, char out[65], lw_error *err);
+
 /* What a model file or folder is, as one JSON object (layout, networks, tensors, dtypes, bytes, metadata), read from
  * its headers alone. *json is freed with lw_free. LW_EMODEL: not a model, or it holds no known network. */
 LW_API lw_status lw_model_info(const char *path, char **json, lw_error *err);
 
 /* ------------------------------------------------------------- model files ---- */
-
-/* done of total bytes are read or written. Non-zero return cancels: the call returns LW_ECANCEL and leaves nothing. */
-typedef int (*lw_bytes_fn)(void *user, uint64_t done, uint64_t total);
 
 typedef struct lw_make_params {
     uint32_t size;
@@ -264,6 +273,27 @@ LW_API void lw_convert_params_init(lw_convert_params *params);
  * out is one of the files read. */
 LW_API lw_status lw_model_convert(const char *path, const char *out, const lw_convert_params *params, lw_error *err);
 
+typedef struct lw_doctor_params {
+    uint32_t size;
+    const char *const *control_nets; /* to be used with it; may be NULL */
+    uint32_t n_control_nets;
+    const char *vae;       /* may be NULL */
+    const char *cache_dir; /* as lw_engine_params.cache_dir */
+    lw_bytes_fn progress;
+    void *user;
+} lw_doctor_params;
+
+LW_API void lw_doctor_params_init(lw_doctor_params *params);
+
+/* Checks a model's files as far as that goes without a job, every value of them read. *json becomes one object:
+ *   "path", "layout", "file_bytes", "networks", "metadata" and so on: as lw_model_info
+ *   "release": what it is or looks like; "usable": whether it can be used; "use": what for
+ *   "problems", "remarks": sentences; a file with a problem is not usable
+ *   "missing": canonical names; "extra", "unused": keys of the file; "misshaped", "damaged" (NaN, infinity): sentences
+ *   "memory_bytes": {"cpu fp32": {"512x512": {"device", "host"}, "384x256": ...}}, for each device that there is
+ * What could not be found out is left out. LW_OK also where the file can't be used. *json is freed with lw_free. */
+LW_API lw_status lw_model_doctor(const char *path, const lw_doctor_params *params, char **json, lw_error *err);
+
 /* ----------------------------------------------------------------- request ---- */
 
 typedef struct lw_control {
@@ -294,12 +324,11 @@ typedef void (*lw_preview_fn)(void *user, int32_t step, const lw_image *preview)
 
 typedef struct lw_request {
     uint32_t size;
-    const lw_image *image; /* picture whose edges guide; exactly one of image and controls[0].map, or both where another
-                              control has a map */
+    const lw_image *image; /* picture whose edges guide; NULL where every control has a map */
     const char *prompt;
     const char *added_prompt;     /* NULL: the model's; joined "prompt, added" even where one is empty */
     const char *negative_prompt;  /* NULL: the model's */
-    int32_t resolution;           /* short side; 0: the model's */
+    int32_t resolution;           /* short side; 0: the maps' own size, which must be one, or else the model's */
     int32_t width, height;        /* exact size instead; 0: by resolution */
     int32_t samples;              /* 1..12, one true batch */
     int32_t steps;                /* 1..1000 */
@@ -315,7 +344,9 @@ typedef struct lw_request {
     uint32_t n_controls;
     const float *init_latents; /* [samples,4,h/8,w/8] instead of the first draw (which is still made); NULL: drawn */
     int32_t want_latents;      /* non-zero: result.latents is filled */
-    int32_t clip_skip;         /* 0 or 1: last layer; k: the k-th from the end */
+    int32_t clip_skip;         /* 0..12. 0 or 1: last layer; k: the k-th from the end, under the last layer's norm */
+    const char *reuse_steps;   /* "9,11-13": those of the steps, 1 the first, take the last step's guided eps again and run no
+                                  network; faster, and another picture. Never step 1. NULL or empty: none */
     lw_progress_fn progress;   /* may be NULL */
     lw_preview_fn preview;     /* may be NULL */
     void *user;
@@ -343,13 +374,13 @@ LW_API lw_status lw_estimate(lw_engine *engine, const lw_request *request, lw_pl
 /* One op that several tactics can run, as it was timed. Texts are borrowed until the callback returns. */
 typedef struct lw_tuned {
     uint32_t size;
-    const char *op;                     /* "conv2d 2x32x48x320 -> 320, 3x3" */
-    const char *tactic;                 /* what was chosen, and microseconds of one run */
+    const char *op;     /* "conv2d 2x32x48x320 -> 320, 3x3" */
+    const char *tactic; /* what was chosen, and microseconds of one run */
     double us;
-    const char *heuristic;              /* what is taken without tuning */
+    const char *heuristic; /* what is taken without tuning */
     double heuristic_us;
-    int32_t uses;                       /* times that such an op stands in the job's programs */
-    int32_t index, n;                   /* done so far with this one, of all */
+    int32_t uses;     /* times that such an op stands in the job's programs */
+    int32_t index, n; /* done so far with this one, of all */
 } lw_tuned;
 
 /* Non-zero return cancels: lw_engine_tune returns LW_ECANCEL. */

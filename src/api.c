@@ -8,6 +8,7 @@
 #ifdef LW_HAVE_CUDA
 #include "cuda/cuda.h"
 #endif
+#include "pipe/doctor.h"
 #include "pipe/session.h"
 
 #define STRING(x) #x
@@ -61,6 +62,22 @@ lw_status lw_engine_open(lw_engine **out, const lw_engine_params *params, lw_err
 
 lw_status lw_model_info(const char *path, char **json, lw_error *err) { return lw_weights_describe(path, json, err); }
 
+static lw_status open_for_doctor(lw_backend **out, lw_device device, lw_precision precision, lw_error *err) {
+    lw_engine_params params;
+    lw_engine_params_init(&params);
+    params.device = device;
+    params.precision = precision;
+    return open_backend(out, &params, err);
+}
+
+lw_status lw_model_doctor(const char *path, const lw_doctor_params *params, char **json, lw_error *err) {
+    *json = NULL;
+    if (params->size < sizeof *params)
+        return lw_fail(err, LW_EINVAL, "doctor parameters have size %u, at least %zu is needed", params->size,
+                       sizeof *params);
+    return lw_doctor(path, params, open_for_doctor, json, err);
+}
+
 char *lw_build_info(void) {
     char features[80];
     lw_cpu_features(features, sizeof features);
@@ -78,8 +95,8 @@ char *lw_build_info(void) {
     json_object_set_new(libraries, "CUDA", json_string(cuda));
     json_array_append_new(devices, json_string("cuda"));
 #endif
-    info = json_pack("{s:s, s:s, s:o, s:o, s:o}", "version", lw_version(), "compiler", __VERSION__, "cpu", cpu, "libraries",
-                     libraries, "devices", devices);
+    info = json_pack("{s:s, s:s, s:o, s:o, s:o}", "version", lw_version(), "compiler", __VERSION__, "cpu", cpu,
+                     "libraries", libraries, "devices", devices);
     char *text = info ? json_dumps(info, JSON_COMPACT) : NULL;
     json_decref(info);
     return text;

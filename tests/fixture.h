@@ -26,10 +26,8 @@ static inline void fixture_die(const char *file, const char *what) {
     abort();
 }
 
-static inline fixture fixture_open(const char *name) {
+static inline fixture fixture_open_file(const char *path) {
     fixture f = {0};
-    char path[1024];
-    snprintf(path, sizeof path, "%s/%s.safetensors", LW_TEST_DATA, name);
     FILE *in = fopen(path, "rb");
     if (!in) fixture_die(path, "can't be opened");
     fseek(in, 0, SEEK_END);
@@ -44,6 +42,13 @@ static inline fixture fixture_open(const char *name) {
     f.header = json_loadb((const char *)f.bytes + 8, header, 0, NULL);
     if (!f.header) fixture_die(path, "bad header");
     return f;
+}
+
+/* tests/data/NAME.safetensors */
+static inline fixture fixture_open(const char *name) {
+    char path[1024];
+    snprintf(path, sizeof path, "%s/%s.safetensors", LW_TEST_DATA, name);
+    return fixture_open_file(path);
 }
 
 static inline void fixture_close(fixture *f) {

@@ -19,9 +19,9 @@ sees() {
     image | text | weights | ops) echo "$1 base" ;;
     cpu | cuda) echo "$1 ops base" ;;
     nets) echo nets ops weights base ;;
-    pipe) echo pipe nets image text base ops/backend.h ops/row.h ops/tune.h ;; # a session binds plans, fills rows, tunes
+    pipe) echo pipe nets image text base ops/backend.h ops/row.h ops/tune.h ops/pass.h ;; # a session binds plans, fills rows, tunes; recipes
     api) echo pipe base cpu cuda ;;                                 # names the backends
-    bench) echo bench base weights ops cpu cuda nets pipe ;; # it measures what is inside
+    bench) echo bench gpu base weights ops cpu cuda nets pipe ;; # it measures what is inside
     *) echo "$1" ;;
     esac
 }
@@ -33,7 +33,7 @@ check_include() { # folder, file, included
         case $included in
         "$allowed" | "$allowed"/*) return ;;
         */*) ;;
-        *) [ -e "$folder/$included" ] && return ;; # beside it: cli/cli.h
+        *) [ -e "${file%/*}/$included" ] && return ;; # beside it: cli/cli.h, bench/gpu/gpu.cuh
         esac
     done
     fail "$file includes $included, which $folder must not see"

@@ -4,7 +4,7 @@
     tools/check_tokenizer.py [--vocab MERGES] [--strings 100000] [--seed 0] [--library build/lib/liblinework.so]
     tools/check_tokenizer.py --vocab tests/data/text/merges.txt --fixture tests/data/text/tokens.jsonl
 
-Without --vocab the real one is taken out of the open-clip-torch wheel, which pip downloads into a temporary folder.
+Without --vocab `linework fetch-vocab` (beside the library) brings the real one into a temporary folder.
 Needs transformers >= 5. Exit 1 on any difference. --fixture writes a small set of strings with transformers' ids,
 without the padding, for tests/unit/bpe_test.c.
 
@@ -18,7 +18,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import zipfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__))))
 import clip_vocab
@@ -61,10 +60,10 @@ def strings(n, seed):
         yield "".join(parts)
 
 
-def real_vocabulary(folder):
-    subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, "open-clip-torch"], check=True)
-    wheel = next(f for f in os.listdir(folder) if f.endswith(".whl"))
-    return zipfile.ZipFile(os.path.join(folder, wheel)).extract("open_clip/bpe_simple_vocab_16e6.txt.gz", folder)
+def real_vocabulary(library, folder):
+    program = os.path.join(os.path.dirname(library), "..", "bin", "linework")
+    subprocess.run([program, "fetch-vocab"], env=os.environ | {"XDG_CACHE_HOME": folder}, stdout=sys.stderr, check=True)
+    return os.path.join(folder, "linework", "merges.txt")
 
 
 def write_fixture(path, vocab):
@@ -114,7 +113,7 @@ def main():
     if args.fixture:
         return write_fixture(args.fixture, args.vocab)
     with tempfile.TemporaryDirectory() as folder:
-        vocab = args.vocab or real_vocabulary(folder)
+        vocab = args.vocab or real_vocabulary(args.library, folder)
         ours, theirs = Linework(args.library, vocab), clip_vocab.transformers_tokenizer(vocab)
     bad = n = cut = 0
     singles = [t for c in code_points() for t in (chr(c), f"a{chr(c)}1")]

@@ -3,11 +3,18 @@
 """The bytes of `linework make-model --like sd15 --layout ldm`, made by numpy from the description in docs/model-files.md.
 
     tools/make_model.py OUT.safetensors [--dtype fp32|fp16|bf16] [--seed N] [--small]
+    tools/make_model.py --check MODEL   [--dtype fp32|fp16|bf16] [--seed N] [--small]
 
-Nothing is shared with the C code but that description: tests/cli/models.sh holds the two files against each other."""
+The second holds a file or folder of any layout against the same description: every tensor of the networks in it is there,
+under its name, in its shape and type, with these very bytes. Nothing is shared with the C code but that description, and
+diffusers' names are what diffusers made of LDM's (tests/data/weights/names.tsv). tests/cli/models.sh runs both."""
 import argparse
 import json
 import math
+import os
+import pickle
+import sys
+import zipfile
 
 import numpy as np
 
@@ -215,9 +222,104 @@ def as_bytes(v, dtype):
     return v.tobytes()
 
 
+# ---- what is in a file: key -> (type, shape, a function that returns the bytes)
+
+
+def read_safetensors(path):
+    with open(path, "rb") as f:
+        n = int.from_bytes(f.read(8), "little")
+        header = json.loads(f.read(n))
+    data = np.memmap(path, np.uint8, "r", 8 + n)
+    return {k: (v["dtype"], tuple(v["shape"]), lambda v=v: data[slice(*v["data_offsets"])])
+            for k, v in header.items() if k != "__metadata__"}
+
+
+class Pickle(pickle.Unpickler):
+    """A state dict without torch: nothing but tensors and dictionaries."""
+
+    TYPES = {"FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "LongStorage": "I64"}
+
+    def find_class(self, module, name):
+        if (module, name) == ("collections", "OrderedDict"):
+            return dict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda storage, offset, shape, stride, *_: (storage, offset, shape, stride)
+        return self.TYPES[name]
+
+    def persistent_load(self, pid):
+        return pid[1:3]
+
+
+def read_torch(path):
+    archive = zipfile.ZipFile(path)
+    root = next(n for n in archive.namelist() if n.endswith("/data.pkl"))[:-8]
+    state, tensors = Pickle(archive.open(root + "data.pkl")).load(), {}
+    for key, ((dtype, name), offset, shape, stride) in state.get("state_dict", state).items():
+        want = tuple(math.prod(shape[i + 1:]) for i in range(len(shape)))
+        assert offset == 0 and tuple(stride) == want, f"{key} is no plain tensor"
+        tensors[key] = dtype, tuple(shape), lambda name=name: np.frombuffer(archive.read(f"{root}data/{name}"), np.uint8)
+    return tensors
+
+
+def read_model(path):
+    """Under LDM's keys."""
+    if not os.path.isdir(path):
+        tensors = read_torch(path) if zipfile.is_zipfile(path) else read_safetensors(path)
+        bare = "input_hint_block.0.weight" in tensors
+        return {("control_model." if bare else "") + k: v for k, v in tensors.items()}
+    here, names, tensors = os.path.dirname(os.path.abspath(__file__)), {}, {}
+    prefixes = {"unet": "model.diffusion_model.", "control": "control_model.", "vae": "first_stage_model."}
+    for line in open(os.path.join(here, "../tests/data/weights/names.tsv")):
+        network, ldm, diffusers = line.split()
+        for leaf in ".weight", ".bias":
+            names[network, diffusers + leaf] = prefixes[network] + ldm + leaf
+    for folder, network in ("unet", "unet"), ("controlnet", "control"), ("vae", "vae"):
+        for k, v in read_safetensors(f"{path}/{folder}/diffusion_pytorch_model.safetensors").items():
+            tensors[names[network, k]] = v
+    for k, v in read_safetensors(f"{path}/text_encoder/model.safetensors").items():
+        tensors["cond_stage_model.transformer." + k] = v
+    return tensors
+
+
+def check(path, wanted, tables, seed):
+    got, folder, prefix_of = read_model(path), os.path.isdir(path), lambda k: k.split(".")[0] if "." in k else ""
+    if folder:  # no position_ids there, and a VAE's attention has matrices
+        wanted = {k: (t, role, shape[:2] if ".attn_1." in k else shape)
+                  for k, (t, role, shape) in wanted.items() if role != "ids"}
+    networks = {prefix_of(k) for k in got}
+    missing = {k for k in wanted if prefix_of(k) in networks} - got.keys()
+    if missing or got.keys() - wanted.keys():
+        return f"missing {sorted(missing)[:3]}, extra {sorted(got.keys() - wanted.keys())[:3]}"
+    for k, (dtype, shape, data) in got.items():
+        want_dtype, role, want = wanted[k]
+        if (dtype, shape) != (want_dtype, want):
+            return f"{k} is {dtype} {shape}, not {want_dtype} {want}"
+        data, at = data(), 0
+        for part in tensor_bytes(k, dtype, role, want, tables, seed):
+            if data[at:at + len(part)].tobytes() != part:
+                return f"{k} has other values from byte {at} on"
+            at += len(part)
+        if at != len(data):
+            return f"{k} has {len(data)} bytes, not {at}"
+    print(f"{path}: {len(got)} tensors of {len(networks - {''})} networks, as described")
+    return 0
+
+
+def tensor_bytes(k, dtype, role, shape, tables, seed):
+    n = math.prod(shape)
+    if role == "schedule":
+        yield tables[k].tobytes()
+    elif role == "ids":
+        yield np.arange(n, dtype=np.int64).tobytes()
+    else:
+        for first in range(0, n, CHUNK):
+            yield as_bytes(values(k, role, shape, seed, first, min(CHUNK, n - first)), dtype)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("out")
+    p.add_argument("out", metavar="FILE|DIR")
+    p.add_argument("--check", action="store_true")
     p.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--small", action="store_true")
@@ -227,6 +329,8 @@ def main():
     tensors = {k: ("I64" if role == "ids" else weights, role, shape)
                for k, (role, shape) in Shapes(WIDTHS[a.small]).of.items()}
     tensors |= {k: ("F32", "schedule", (1000,)) for k in tables}
+    if a.check:
+        sys.exit(check(a.out, tensors, tables, a.seed))
     rank = {"I64": 0, "F32": 1, "BF16": 2, "F16": 3}  # the format's own writer: larger types first, then by name
     size = {"I64": 8, "F32": 4, "BF16": 2, "F16": 2}
     order = sorted(tensors, key=lambda k: (rank[tensors[k][0]], k))
@@ -241,15 +345,7 @@ def main():
     with open(a.out, "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for k in order:
-            dtype, role, shape = tensors[k]
-            n = math.prod(shape)
-            if role == "schedule":
-                f.write(tables[k].tobytes())
-            elif role == "ids":
-                f.write(np.arange(n, dtype=np.int64).tobytes())
-            else:
-                for first in range(0, n, CHUNK):
-                    f.write(as_bytes(values(k, role, shape, a.seed, first, min(CHUNK, n - first)), dtype))
+            f.writelines(tensor_bytes(k, *tensors[k], tables, a.seed))
 
 
 if __name__ == "__main__":

@@ -79,9 +79,11 @@ lw_status lw_cpu_open(lw_backend **out, const lw_cpu_params *params, lw_error *e
         return lw_fail(err, LW_ENOMEM, "no memory for the CPU backend's threads");
     }
     if (!params->references_only) {
+        add_tactics(b, lw_cpu_product_tactics);
 #ifdef LW_HAVE_ONEDNN
         add_tactics(b, lw_cpu_onednn_tactics);
 #endif
+        add_tactics(b, lw_cpu_last_tactics);
         add_tactics(b, lw_cpu_small_tactics);
     }
     add_tactics(b, references);

@@ -18,9 +18,10 @@ lw_status lw_cpu_open(lw_backend **out, const lw_cpu_params *params, lw_error *e
 /* Names of the features in use, "avx2 avx512f …"; at most n bytes. */
 void lw_cpu_features(char *text, size_t n);
 
-/* Tactics of each file, NULL-terminated, by preference. */
-extern const lw_tactic
-    *const lw_cpu_small_tactics[]; /* norms, apply, combine, attention: fp32, AVX2 and AVX-512 by dispatch */
+/* Tactics of each file, NULL-terminated, by preference. Our own are fp32, AVX2 and AVX-512 by dispatch. */
+extern const lw_tactic *const lw_cpu_small_tactics[];   /* norms, apply, combine, attention */
+extern const lw_tactic *const lw_cpu_product_tactics[]; /* linear, 1x1 and 3x3 convolution */
+extern const lw_tactic *const lw_cpu_last_tactics[];    /* where oneDNN is better, or is not there */
 #ifdef LW_HAVE_ONEDNN
 extern const lw_tactic *const lw_cpu_onednn_tactics[];
 const char *lw_cpu_onednn_version(void);

@@ -16,9 +16,9 @@ const lw_kernels *lw_cpu_kernels(void) {
 }
 
 void lw_cpu_features(char *text, size_t n) {
-    snprintf(text, n, "%s", lw_cpu_kernels()->name);
+    bool vnni = false;
 #if defined(__x86_64__)
-    static const char vnni[] = " vnni";
-    if (__builtin_cpu_supports("avx512vnni") && strlen(text) + sizeof vnni <= n) strcat(text, vnni);
+    vnni = __builtin_cpu_supports("avx512vnni");
 #endif
+    snprintf(text, n, "%s%s", lw_cpu_kernels()->name, vnni ? " vnni" : "");
 }

@@ -8,13 +8,20 @@
  * idle machine, but some of its convolutions add in another order with another number of threads, and its static
  * halves wait for each other where the machine is busy. Primitives, memory objects and argument lists are made when
  * planning; a run only sets addresses. */
-#include "cpu/onednn.h"
+#include "cpu/cpu.h"
 
 #include <stdio.h>
 #include <string.h>
+#include <dnnl.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+
+#define DNN(call)                                                                                                      \
+    do {                                                                                                               \
+        dnnl_status_t dnn_status = (call);                                                                             \
+        if (dnn_status != dnnl_success) return dnn_status;                                                             \
+    } while (0)
 
 #define TEXT(x) #x
 #define DOTTED(a, b, c) TEXT(a) "." TEXT(b) "." TEXT(c)
@@ -57,7 +64,8 @@ typedef struct product {
     chunk *chunks;
 } product;
 
-int lw_onednn_enter(int threads) {
+/* oneDNN sizes a primitive by the OpenMP setting of the calling thread; the caller's own setting is put back. */
+static int enter(int threads) {
 #ifdef _OPENMP
     int before = omp_get_max_threads();
     omp_set_num_threads(threads);
@@ -67,7 +75,7 @@ int lw_onednn_enter(int threads) {
 #endif
 }
 
-void lw_onednn_leave(int before) {
+static void leave(int before) {
 #ifdef _OPENMP
     omp_set_num_threads(before);
 #else
@@ -110,8 +118,13 @@ typedef struct descs {
 } descs;
 
 static dnnl_status_t picture_desc(dnnl_memory_desc_t *md, const lw_view *v) {
-    int64_t batch = (int64_t)v->g * v->n, stride = v->n > 1 ? v->sn : v->g > 1 ? v->sg : (int64_t)v->h * v->w * v->c;
-    dnnl_dims_t dims = {batch, v->c, v->h, v->w}, strides = {stride, 1, v->h > 1 ? v->sh : v->w * v->sw, v->sw};
+    /* The stride of a single picture, which is never used, must still be what its rows make it: else oneDNN does not
+     * know the layout for nhwc and falls back on its reference. */
+    int64_t batch = (int64_t)v->g * v->n, row = v->h > 1 ? v->sh : v->w * v->sw,
+            stride = v->n > 1   ? v->sn
+                     : v->g > 1 ? v->sg
+                                : v->h * row;
+    dnnl_dims_t dims = {batch, v->c, v->h, v->w}, strides = {stride, 1, row, v->sw};
     return dnnl_memory_desc_init_by_strides(md, 4, dims, dnnl_f32, strides);
 }
 
@@ -238,15 +251,18 @@ static dnnl_status_t reorder(const dnnl_memory_desc_t *md, bool matmul, const fl
 
 static lw_status fill(const void *user, const float *logical, const int64_t d[4], void *dst, lw_error *err) {
     const pack_user *u = user;
-    for (int32_t i = 0; i < u->n_blocks; i++) {
+    dnnl_status_t s = dnnl_success;
+    int before = enter(1); /* OpenMP's threads would spin after every block, for longer than a block takes */
+    for (int32_t i = 0; i < u->n_blocks && s == dnnl_success; i++) {
         int64_t left = d[0] - (int64_t)i * u->block, slice[4] = {left < u->block ? left : u->block, d[1], d[2], d[3]};
         const float *src = logical + (int64_t)i * u->block * d[1] * d[2] * d[3];
-        dnnl_status_t s = reorder(i + 1 < u->n_blocks ? &u->md : &u->last, u->matmul, src, slice,
-                                  (char *)dst + (size_t)i * u->stride);
-        if (s != dnnl_success)
-            return lw_fail(err, s == dnnl_out_of_memory ? LW_ENOMEM : LW_EINTERNAL,
-                           "oneDNN: status %d while packing weights", (int)s);
+        s = reorder(i + 1 < u->n_blocks ? &u->md : &u->last, u->matmul, src, slice,
+                    (char *)dst + (size_t)i * u->stride);
     }
+    leave(before);
+    if (s != dnnl_success)
+        return lw_fail(err, s == dnnl_out_of_memory ? LW_ENOMEM : LW_EINTERNAL,
+                       "oneDNN: status %d while packing weights", (int)s);
     return LW_OK;
 }
 
@@ -260,20 +276,13 @@ static uint64_t mix_blocking(uint64_t h, const dnnl_memory_desc_t *md) {
     return h;
 }
 
-static uint64_t mix_winograd(uint64_t h, const dnnl_wino_desc_t *w) {
-    const int64_t all[] = {w->wino_format, w->r,        w->alpha,     w->ic,        w->oc,
-                           w->ic_block,    w->oc_block, w->ic2_block, w->oc2_block, (int64_t)w->size};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) h = mix(h, all[i]);
-    return h;
-}
-
 /* Two layouts are the same where all of the descriptor but the padding after its fields is. */
 static uint64_t desc_hash(const dnnl_memory_desc_t *md) {
     uint64_t h = 0xcbf29ce484222325u;
     const int64_t head[] = {md->ndims, md->data_type, md->offset0, md->format_kind, (int64_t)md->extra.flags};
     for (size_t i = 0; i < sizeof head / sizeof *head; i++) h = mix(h, head[i]);
     for (int i = 0; i < md->ndims; i++) h = mix(h, md->padded_dims[i]);
-    return md->format_kind == dnnl_format_kind_wino ? mix_winograd(h, &md->format_desc.wino_desc) : mix_blocking(h, md);
+    return mix_blocking(h, md);
 }
 
 static lw_status request_weights(lw_params *params, lw_param w, const pack_user *user, int32_t *pack, lw_error *err) {
@@ -282,15 +291,6 @@ static lw_status request_weights(lw_params *params, lw_param w, const pack_user 
     snprintf(form.key, sizeof form.key, "onednn_f32_%s_%016llx_%016llx_%d", user->matmul ? "io" : "oihw",
              (unsigned long long)desc_hash(&user->md), (unsigned long long)desc_hash(&user->last), user->block);
     return lw_pack_request(params, w, &form, pack, err);
-}
-
-lw_status lw_onednn_weights(lw_params *params, lw_param w, const dnnl_memory_desc_t *md, int32_t *pack, lw_error *err) {
-    pack_user user = {.md = *md,
-                      .last = *md,
-                      .block = (int32_t)md->dims[0],
-                      .n_blocks = 1,
-                      .stride = dnnl_memory_desc_get_size(md)};
-    return request_weights(params, w, &user, pack, err);
 }
 
 /* ---- cutting */
@@ -403,7 +403,7 @@ static void release(void *state) {
     lw_free(s);
 }
 
-lw_status lw_onednn_fail(const lw_op *op, dnnl_status_t s, lw_error *err) {
+static lw_status onednn_fail(const lw_op *op, dnnl_status_t s, lw_error *err) {
     return lw_fail(err, s == dnnl_out_of_memory ? LW_ENOMEM : LW_EINTERNAL, "op %s: oneDNN gave status %d", op->name,
                    (int)s);
 }
@@ -491,7 +491,7 @@ static lw_status prepare_with(product *s, lw_params *params, const lw_op *op, lw
             narrow(p, k, i / k->n_pictures / k->n_bands, i / k->n_pictures % k->n_bands, i % k->n_pictures);
         e = find_kind(s, &part, &s->chunks[i].kind);
     }
-    if (e != dnnl_success) return lw_onednn_fail(op, e, err);
+    if (e != dnnl_success) return onednn_fail(op, e, err);
     if (lw_param_is(p->bias)) LW_TRY(lw_pack_plain(params, p->bias, &s->bias, err));
     LW_TRY(request_all_weights(s, params, p, err));
     for (int32_t i = 0; i < n && e == dnnl_success; i++) {
@@ -500,7 +500,7 @@ static lw_status prepare_with(product *s, lw_params *params, const lw_op *op, lw
         s->n_chunks = i + 1;
         e = add_args(s, &s->chunks[i], &part, block, (size_t)i * s->scratch_bytes);
     }
-    return e == dnnl_success ? LW_OK : lw_onednn_fail(op, e, err);
+    return e == dnnl_success ? LW_OK : onednn_fail(op, e, err);
 }
 
 static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,
@@ -513,9 +513,9 @@ static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op
     s->chunks =
         lw_alloc((size_t)s->cut.n_blocks * (size_t)s->cut.n_bands * (size_t)s->cut.n_pictures, sizeof *s->chunks);
     if (!s->chunks) return lw_fail(err, LW_ENOMEM, "op %s: no memory for its chunks", op->name);
-    int before = lw_onednn_enter(1);
+    int before = enter(1);
     lw_status status = prepare_with(s, params, op, err);
-    lw_onednn_leave(before);
+    leave(before);
     *workspace_bytes = s->scratch_bytes * (size_t)s->n_chunks;
     for (int32_t i = 0; i < s->n_kinds; i++) {
         if (s->descs[i]) dnnl_primitive_desc_destroy(s->descs[i]);
@@ -556,12 +556,11 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
                      lw_error *err) {
     job j = {.s = state, .params = params, .run = r, .status = dnnl_success};
     lw_parallel_for(backend->pool, backend->threads, j.s->n_chunks, 1, run_chunks, &j);
-    return j.status == dnnl_success ? LW_OK : lw_onednn_fail(op, (dnnl_status_t)j.status, err);
+    return j.status == dnnl_success ? LW_OK : onednn_fail(op, (dnnl_status_t)j.status, err);
 }
 
 enum { TAKES = LW_TAKES_ADDEND | LW_TAKES_ACT | LW_TAKES_RESIDUAL };
 
 static const lw_tactic conv2d = {"conv2d_onednn", LW_OP_CONV2D, TAKES, supports, prepare, run, release};
 static const lw_tactic linear = {"linear_onednn", LW_OP_LINEAR, TAKES, supports, prepare, run, release};
-/* Winograd stands behind the direct convolution: only a measured choice takes it. */
-const lw_tactic *const lw_cpu_onednn_tactics[] = {&conv2d, &linear, &lw_onednn_winograd4, &lw_onednn_winograd2, NULL};
+const lw_tactic *const lw_cpu_onednn_tactics[] = {&conv2d, &linear, NULL};

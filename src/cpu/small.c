@@ -224,15 +224,18 @@ static bool attention_supports(const lw_backend *b, const lw_params *params, con
            m->q.c / m->heads <= LW_ATTENTION_MAX_D;
 }
 
-static int64_t padded(int64_t v, const lw_kernels *k) { return (v + k->width - 1) / k->width * k->width; }
+static int64_t padded(int64_t v, int64_t to) { return (v + to - 1) / to * to; }
 
 /* Distinct (g, n) of K and V: what both share is packed once. */
 static int32_t kv_g(const lw_attention_args *m) { return m->k.sg || m->v.sg ? m->k.g : 1; }
 static int32_t kv_n(const lw_attention_args *m) { return m->k.sn || m->v.sn ? m->k.n : 1; }
 
+static int64_t key_floats(const lw_attention_args *m, const lw_kernels *k) {
+    return m->q.c / m->heads * padded(m->k.w, 2 * k->width);
+}
+
 static int64_t head_floats(const lw_attention_args *m, const lw_kernels *k) {
-    int64_t d = m->q.c / m->heads, lp = padded(m->k.w, k);
-    return d * lp + lp * padded(d, k);
+    return padded(key_floats(m, k) + m->k.w * padded(m->q.c / m->heads, k->width), 16);
 }
 
 static lw_status attention_prepare(lw_backend *b, lw_params *params, const lw_op *op, void **state,
@@ -254,7 +257,7 @@ static void pack_heads(void *user, int64_t begin, int64_t end) {
         float *kt = j->affine + i * head_floats(m, j->k);
         const float *k = (const float *)lw_at(j->run, m->k) + lw_view_index(&m->k, g, n, 0, 0) + head * d;
         const float *v = (const float *)lw_at(j->run, m->v) + lw_view_index(&m->v, g, n, 0, 0) + head * d;
-        j->k->pack_kv(k, m->k.sw, v, m->v.sw, m->k.w, d, kt, kt + d * padded(m->k.w, j->k));
+        j->k->pack_kv(k, m->k.sw, v, m->v.sw, m->k.w, d, kt, kt + key_floats(m, j->k));
     }
 }
 
@@ -270,9 +273,8 @@ static void attend(void *user, int64_t begin, int64_t end) {
         const float *kt = j->affine + kv * head_floats(m, j->k);
         const float *q = (const float *)lw_at(j->run, m->q) + lw_view_index(&m->q, g, n, 0, first) + head * d;
         float *out = (float *)lw_at(j->run, m->out) + lw_view_index(&m->out, g, n, 0, first) + head * d;
-        j->k->attention_block(q, m->q.sw, m->q.w - first < each ? m->q.w - first : each, kt,
-                              kt + d * padded(m->k.w, j->k), m->k.w, d, m->scale, m->causal ? first : -1, out,
-                              m->out.sw);
+        j->k->attention_block(q, m->q.sw, m->q.w - first < each ? m->q.w - first : each, kt, kt + key_floats(m, j->k),
+                              m->k.w, d, m->scale, m->causal ? first : -1, out, m->out.sw);
     }
 }
 
@@ -283,7 +285,7 @@ static lw_status run_attention(lw_backend *b, const lw_params *params, const lw_
     job j = {.m = op->m, .run = run, .k = lw_cpu_kernels(), .affine = run->workspace};
     int32_t each = j.k->attention_rows, blocks = (m->q.w + each - 1) / each;
     lw_parallel_for(b->pool, b->threads, (int64_t)kv_g(m) * kv_n(m) * m->heads, 1, pack_heads, &j);
-    lw_parallel_for(b->pool, b->threads, (int64_t)m->out.g * m->out.n * m->heads * blocks, 4, attend, &j);
+    lw_parallel_for(b->pool, b->threads, (int64_t)m->out.g * m->out.n * m->heads * blocks, 1, attend, &j);
     return LW_OK;
 }
 

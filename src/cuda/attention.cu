@@ -149,6 +149,7 @@ CU_DEVICE void store_rows(const state<D> &st, const cu_attention_args &a, __half
 }
 
 template <int D> __global__ void __launch_bounds__(WARPS * 32) attention_kernel(cu_attention_args a) {
+    launches_meet();
     typedef shape<D> S;
     extern __shared__ __align__(16) __half shared_halfs[];
     __half *sq = shared_halfs, *sk = sq + QUERIES * S::ROW, *sv = sk + 2 * S::KEYS * S::ROW;
@@ -198,14 +199,13 @@ template <int D> __global__ void __launch_bounds__(WARPS * 32) attention_kernel(
                   static_cast<__half *>(a.out.p) + view_at(a.out, g, n, 0, 0) + head * d, d);
 }
 
-template <int D> cudaError_t launch(cudaStream_t stream, const cu_attention_args &a) {
+template <int D> cudaError_t launch(cu_order order, const cu_attention_args &a) {
     const size_t bytes = shape<D>::BYTES;
     cudaError_t e =
         cudaFuncSetAttribute(attention_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     if (e != cudaSuccess) return e;
     const dim3 grid((a.q.w + QUERIES - 1) / QUERIES, a.heads, a.out.g * a.out.n);
-    attention_kernel<D><<<grid, WARPS * 32, bytes, stream>>>(a);
-    return cudaGetLastError();
+    return start(order, attention_kernel<D>, grid, WARPS * 32, bytes, a);
 }
 
 /* ---- softmax of one row a block, for the tactic that keeps its scores in memory (head widths over 160) */
@@ -223,6 +223,7 @@ template <bool maximum> CU_DEVICE float block_reduce(float v, float *shared) {
 }
 
 template <typename T> __global__ void softmax_kernel(cu_softmax_args a) {
+    launches_meet();
     __shared__ float shared[THREADS / 32];
     const float *s = a.s + static_cast<int64_t>(blockIdx.x) * a.stride, factor = a.scale * 1.4426950408889634f;
     T *p = static_cast<T *>(a.p) + static_cast<int64_t>(blockIdx.x) * a.stride;
@@ -238,19 +239,18 @@ template <typename T> __global__ void softmax_kernel(cu_softmax_args a) {
 
 } // namespace
 
-cudaError_t cu_attention(cudaStream_t stream, const cu_attention_args *args) {
+cudaError_t cu_attention(cu_order order, const cu_attention_args *args) {
     const int d = args->q.c / args->heads;
-    if (d <= 16) return launch<16>(stream, *args);
-    if (d <= 32) return launch<32>(stream, *args);
-    if (d <= 40) return launch<40>(stream, *args);
-    if (d <= 64) return launch<64>(stream, *args);
-    if (d <= 80) return launch<80>(stream, *args);
-    if (d <= 128) return launch<128>(stream, *args);
-    return launch<160>(stream, *args);
+    if (d <= 16) return launch<16>(order, *args);
+    if (d <= 32) return launch<32>(order, *args);
+    if (d <= 40) return launch<40>(order, *args);
+    if (d <= 64) return launch<64>(order, *args);
+    if (d <= 80) return launch<80>(order, *args);
+    if (d <= 128) return launch<128>(order, *args);
+    return launch<160>(order, *args);
 }
 
-cudaError_t cu_softmax(cudaStream_t stream, const cu_softmax_args *args) {
-    if (args->half) softmax_kernel<__half><<<args->rows, THREADS, 0, stream>>>(*args);
-    else softmax_kernel<float><<<args->rows, THREADS, 0, stream>>>(*args);
-    return cudaGetLastError();
+cudaError_t cu_softmax(cu_order order, const cu_softmax_args *args) {
+    if (args->half) return start(order, softmax_kernel<__half>, args->rows, THREADS, 0, *args);
+    return start(order, softmax_kernel<float>, args->rows, THREADS, 0, *args);
 }

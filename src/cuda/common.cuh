@@ -5,11 +5,45 @@
 #define LW_CUDA_COMMON_CUH
 
 #include <cuda_fp16.h>
+#include <cuda_runtime.h>
 
 #include "cuda/kernels.h"
 
 #define CU_DEVICE static __device__ __forceinline__
 #define CU_ALL_LANES 0xffffffffu
+
+/* ---- launches. Each kernel of ours lets the next one in as soon as all its own blocks run, and waits for the one
+ * before: where a launch is programmatic, blocks are then in their places when the one before ends. Elsewhere both are
+ * nothing. Waiting waits for all that the launch before waited for, so a chain of them is in order. */
+CU_DEVICE void next_launch_may_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+CU_DEVICE void previous_launch_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+CU_DEVICE void launches_meet() {
+    next_launch_may_start();
+    previous_launch_wait();
+}
+
+template <typename... P, typename... A>
+static cudaError_t start(cu_order order, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const A &...args) {
+    cudaLaunchAttribute overlap = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = order.stream;
+    config.attrs = &overlap;
+    config.numAttrs = order.overlap ? 1 : 0;
+    return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
+}
 
 /* ---- 8 values */
 

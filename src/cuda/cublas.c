@@ -18,6 +18,7 @@ typedef struct matrix { /* as cuBLASLt counts */
 } matrix;
 
 typedef struct product {
+    const cu_blas_functions *lt;
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t a, b, c, d;
     cublasLtMatmulAlgo_t algo;
@@ -25,35 +26,34 @@ typedef struct product {
 } product;
 
 static void free_product(product *p) {
-    if (p->desc) cublasLtMatmulDescDestroy(p->desc);
-    if (p->a) cublasLtMatrixLayoutDestroy(p->a);
-    if (p->b) cublasLtMatrixLayoutDestroy(p->b);
-    if (p->c) cublasLtMatrixLayoutDestroy(p->c);
-    if (p->d) cublasLtMatrixLayoutDestroy(p->d);
+    if (p->desc) p->lt->MatmulDescDestroy(p->desc);
+    if (p->a) p->lt->MatrixLayoutDestroy(p->a);
+    if (p->b) p->lt->MatrixLayoutDestroy(p->b);
+    if (p->c) p->lt->MatrixLayoutDestroy(p->c);
+    if (p->d) p->lt->MatrixLayoutDestroy(p->d);
     *p = (product){0};
 }
 
 static lw_status make_layout(lw_backend *backend, cublasLtMatrixLayout_t *out, const matrix *m, int32_t batch,
                              lw_error *err) {
-    CU_TRY_BLAS(backend, err, cublasLtMatrixLayoutCreate(out, m->type, m->rows, m->cols, m->ld));
+    CU_TRY_BLAS(backend, err, MatrixLayoutCreate(out, m->type, m->rows, m->cols, m->ld));
     if (batch == 1) return LW_OK;
-    CU_TRY_BLAS(backend, err,
-                cublasLtMatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch));
-    CU_TRY_BLAS(backend, err,
-                cublasLtMatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &m->stride,
-                                                 sizeof m->stride));
+    CU_TRY_BLAS(backend, err, MatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch));
+    CU_TRY_BLAS(
+        backend, err,
+        MatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &m->stride, sizeof m->stride));
     return LW_OK;
 }
 
 static lw_status set_desc(lw_backend *backend, cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute,
                           int32_t value, lw_error *err) {
-    CU_TRY_BLAS(backend, err, cublasLtMatmulDescSetAttribute(desc, attribute, &value, sizeof value));
+    CU_TRY_BLAS(backend, err, MatmulDescSetAttribute(desc, attribute, &value, sizeof value));
     return LW_OK;
 }
 
 static lw_status set_preference(lw_backend *backend, cublasLtMatmulPreference_t preference,
                                 cublasLtMatmulPreferenceAttributes_t attribute, uint32_t value, lw_error *err) {
-    CU_TRY_BLAS(backend, err, cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
+    CU_TRY_BLAS(backend, err, MatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
     return LW_OK;
 }
 
@@ -62,8 +62,8 @@ static lw_status choose(lw_backend *backend, product *p, cublasLtMatmulPreferenc
     uint64_t workspace = MAX_WORKSPACE;
     cublasLtMatmulHeuristicResult_t result;
     CU_TRY_BLAS(backend, err,
-                cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
-                                                     sizeof workspace));
+                MatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
+                                             sizeof workspace));
     LW_TRY(set_preference(backend, preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
                           CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE, err));
     LW_TRY(set_preference(backend, preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment, err));
@@ -71,8 +71,8 @@ static lw_status choose(lw_backend *backend, product *p, cublasLtMatmulPreferenc
     LW_TRY(set_preference(backend, preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment, err));
     LW_TRY(set_preference(backend, preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment, err));
     *found = 0;
-    cublasStatus_t e = cublasLtMatmulAlgoGetHeuristic(cu_of(backend)->blas, p->desc, p->a, p->b, p->c, p->d, preference,
-                                                      1, &result, found);
+    cublasStatus_t e = p->lt->MatmulAlgoGetHeuristic(cu_of(backend)->blas, p->desc, p->a, p->b, p->c, p->d, preference,
+                                                     1, &result, found);
     if (e == CUBLAS_STATUS_NOT_SUPPORTED) *found = 0;
     else if (e != CUBLAS_STATUS_SUCCESS) return cu_fail_blas(backend, err, e, "cublasLtMatmulAlgoGetHeuristic");
     if (*found) p->algo = result.algo, p->workspace_bytes = result.workspaceSize;
@@ -84,7 +84,8 @@ static lw_status make_product(lw_backend *backend, product *p, const char *name,
                               const matrix *a, const matrix *b, const matrix *c, const matrix *d, int32_t batch,
                               uint32_t alignment, lw_error *err) {
     LW_TRY(cu_enter(backend, err));
-    CU_TRY_BLAS(backend, err, cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    p->lt = &cu_of(backend)->lt;
+    CU_TRY_BLAS(backend, err, MatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     if (transpose_a) LW_TRY(set_desc(backend, p->desc, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T, err));
     if (bias) {
         LW_TRY(set_desc(backend, p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS, err));
@@ -96,9 +97,9 @@ static lw_status make_product(lw_backend *backend, product *p, const char *name,
     LW_TRY(make_layout(backend, &p->d, d, batch, err));
     cublasLtMatmulPreference_t preference = NULL;
     int found = 0;
-    CU_TRY_BLAS(backend, err, cublasLtMatmulPreferenceCreate(&preference));
+    CU_TRY_BLAS(backend, err, MatmulPreferenceCreate(&preference));
     lw_status status = choose(backend, p, preference, alignment, &found, err);
-    cublasLtMatmulPreferenceDestroy(preference);
+    p->lt->MatmulPreferenceDestroy(preference);
     if (status == LW_OK && !found)
         return lw_fail(err, LW_EDEVICE, "cuda:%d: op %s: cuBLASLt has no algorithm for %llu x %llu x %llu",
                        cu_of(backend)->index, name, (unsigned long long)d->rows, (unsigned long long)d->cols,
@@ -112,10 +113,10 @@ static lw_status run_product(lw_backend *backend, product *p, const void *a, con
     const float one = 1, beta = c ? 1 : 0;
     if (bias)
         CU_TRY_BLAS(backend, err,
-                    cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+                    MatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     CU_TRY_BLAS(backend, err,
-                cublasLtMatmul(cu_of(backend)->blas, p->desc, &one, a, p->a, b, p->b, &beta, c ? c : d, c ? p->c : p->d,
-                               d, p->d, &p->algo, cu_align(workspace), p->workspace_bytes, stream));
+                Matmul(cu_of(backend)->blas, p->desc, &one, a, p->a, b, p->b, &beta, c ? c : d, c ? p->c : p->d, d,
+                       p->d, &p->algo, cu_align(workspace), p->workspace_bytes, stream));
     return LW_OK;
 }
 
@@ -250,7 +251,7 @@ static lw_status attention_run(lw_backend *backend, const lw_params *params, con
                        *vp = (const char *)v.p + (g * v.sg + n * v.sn) * each;
             char *op_out = (char *)out.p + (g * out.sg + n * out.sn) * each;
             LW_TRY(run_product(backend, &s->scores, kp, qp, NULL, base, NULL, rest, stream, err));
-            LW_TRY(cu_launched(backend, op, cu_softmax(stream, &softmax), err));
+            LW_TRY(cu_launched(backend, op, cu_softmax(cu_order_of(backend, run), &softmax), err));
             LW_TRY(run_product(backend, &s->values, vp, probabilities, NULL, op_out, NULL, rest, stream, err));
         }
     return LW_OK;

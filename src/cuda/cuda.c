@@ -25,7 +25,8 @@ lw_status cu_fail_blas(const lw_backend *backend, lw_error *err, cublasStatus_t 
 }
 
 lw_status cu_fail_dnn(const lw_backend *backend, lw_error *err, cudnnStatus_t e, const char *call) {
-    return lw_fail(err, LW_EDEVICE, "cuda:%d: %s: %s", index_of(backend), call, cudnnGetErrorString(e));
+    return lw_fail(err, LW_EDEVICE, "cuda:%d: %s: %s", index_of(backend), call,
+                   ((const cu_backend *)backend)->dn.GetErrorString(e));
 }
 
 lw_status cu_enter(lw_backend *backend, lw_error *err) {
@@ -221,9 +222,9 @@ static void gpu_close(lw_backend *backend) {
     cu_backend *b = cu_of(backend);
     if (cu_enter(backend, NULL) == LW_OK) {
         if (b->queue.stream) cudaStreamSynchronize(b->queue.stream);
-        cu_free_conv_plans(b->conv_plans);
-        if (b->dnn) cudnnDestroy(b->dnn);
-        if (b->blas) cublasLtDestroy(b->blas);
+        cu_free_conv_plans(&b->dn, b->conv_plans);
+        if (b->dnn) b->dn.Destroy(b->dnn);
+        if (b->blas) b->lt.Destroy(b->blas);
         for (int32_t i = 0; i < CU_STAGES; i++) {
             if (b->sent[i]) cudaEventDestroy(b->sent[i]);
             if (b->stage[i]) cudaFreeHost(b->stage[i]);
@@ -268,6 +269,8 @@ static lw_status open_device(cu_backend *b, lw_error *err) {
     b->major = p.major;
     b->minor = p.minor;
     b->n_sm = p.multiProcessorCount;
+    b->overlap &= p.major >= 9;
+    b->base.cache_bytes = p.l2CacheSize;
     if (p.major < 8)
         return lw_fail(err, LW_EDEVICE, "cuda:%d: %s has compute capability %d.%d, 8.0 or newer is needed", b->index,
                        p.name, p.major, p.minor);
@@ -282,14 +285,21 @@ static lw_status open_device(cu_backend *b, lw_error *err) {
         CU_TRY(&b->base, err, cudaMallocHost(&b->stage[i], CU_STAGE_BYTES));
         CU_TRY(&b->base, err, cudaEventCreateWithFlags(&b->sent[i], cudaEventDisableTiming));
     }
-    CU_TRY_BLAS(&b->base, err, cublasLtCreate(&b->blas));
-    cudnnStatus_t d = lw_fault_hit() ? CUDNN_STATUS_INTERNAL_ERROR : cudnnCreate(&b->dnn);
+    enum cudaDriverEntryPointQueryResult found;
+    CU_TRY(&b->base, err,
+           cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &b->encode, 12000, cudaEnableDefault, &found));
+    if (found != cudaDriverEntryPointSuccess) b->encode = NULL;
+    LW_TRY(cu_load_blas(&b->lt, err));
+    LW_TRY(cu_load_dnn(&b->dn, err));
+    CU_TRY_BLAS(&b->base, err, Create(&b->blas));
+    cudnnStatus_t d = lw_fault_hit() ? CUDNN_STATUS_INTERNAL_ERROR : b->dn.Create(&b->dnn);
     if (d != CUDNN_STATUS_SUCCESS) return cu_fail_dnn(&b->base, err, d, "cudnnCreate");
-    size_t dnn = cudnnGetVersion();
+    size_t dnn = b->dn.GetVersion(), blas = b->lt.GetVersion();
     char version[16];
     lw_cuda_version(version, sizeof version);
-    snprintf(b->base.description, sizeof b->base.description, "%s (CUDA %s, cuDNN %zu.%zu.%zu), cuda:%d", b->name,
-             version, dnn / 10000, dnn % 10000 / 100, dnn % 100, b->index);
+    snprintf(b->base.description, sizeof b->base.description,
+             "%s (CUDA %s, cuBLASLt %zu.%zu.%zu, cuDNN %zu.%zu.%zu), cuda:%d", b->name, version, blas / 10000,
+             blas % 10000 / 100, blas % 100, dnn / 10000, dnn % 10000 / 100, dnn % 100, b->index);
     return LW_OK;
 }
 
@@ -301,6 +311,7 @@ lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error 
     if (!b) return lw_fail(err, LW_ENOMEM, "no memory for the CUDA backend");
     bool exact = params->precision == LW_PRECISION_FP32;
     b->index = params->device_index;
+    b->overlap = params->overlap;
     b->base = (lw_backend){.name = "cuda",
                            .device = LW_DEVICE_CUDA,
                            .precision = exact ? LW_PRECISION_FP32 : LW_PRECISION_FP16,
@@ -319,11 +330,14 @@ lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error 
         gpu_close(&b->base);
         return status;
     }
+    if (params->group && !params->no_wgmma) add_tactics(b, cu_wgmma_group_tactics);
     add_tactics(b, cu_blas_tactics);
     add_tactics(b, cu_dnn_tactics);
     add_tactics(b, cu_product_tactics);
     add_tactics(b, cu_kernel_tactics);
     add_tactics(b, cu_wide_tactics);
+    if (!params->no_wgmma) add_tactics(b, cu_wgmma_tactics);
+    if (params->wgmma_attention) add_tactics(b, cu_wgmma_attention_tactics);
     *out = &b->base;
     return LW_OK;
 }

@@ -29,180 +29,185 @@ struct cu_conv_plan {
 
 /* ---- descriptors */
 
-static cudnnStatus_t set(cudnnBackendDescriptor_t d, cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type,
-                         int64_t n, const void *values) {
-    return cudnnBackendSetAttribute(d, name, type, n, values);
+static cudnnStatus_t set(const cu_dnn_functions *dn, cudnnBackendDescriptor_t d, cudnnBackendAttributeName_t name,
+                         cudnnBackendAttributeType_t type, int64_t n, const void *values) {
+    return dn->BackendSetAttribute(d, name, type, n, values);
 }
 
-static cudnnStatus_t make(cudnnBackendDescriptor_t *out, cudnnBackendDescriptorType_t type) {
-    return cudnnBackendCreateDescriptor(type, out);
+static cudnnStatus_t make(const cu_dnn_functions *dn, cudnnBackendDescriptor_t *out,
+                          cudnnBackendDescriptorType_t type) {
+    return dn->BackendCreateDescriptor(type, out);
 }
 
-static void drop(cudnnBackendDescriptor_t *d) {
-    if (*d) cudnnBackendDestroyDescriptor(*d);
+static void drop(const cu_dnn_functions *dn, cudnnBackendDescriptor_t *d) {
+    if (*d) dn->BackendDestroyDescriptor(*d);
     *d = NULL;
 }
 
-static cudnnStatus_t make_tensor(cudnnBackendDescriptor_t *out, int64_t id, int64_t dtype, const int64_t dims[4],
-                                 const int64_t strides[4]) {
+static cudnnStatus_t make_tensor(const cu_dnn_functions *dn, cudnnBackendDescriptor_t *out, int64_t id, int64_t dtype,
+                                 const int64_t dims[4], const int64_t strides[4]) {
     cudnnDataType_t type = dtype == LW_F16 ? CUDNN_DATA_HALF : CUDNN_DATA_FLOAT;
     int64_t alignment = 16;
-    DNN(make(out, CUDNN_BACKEND_TENSOR_DESCRIPTOR));
-    DNN(set(*out, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &type));
-    DNN(set(*out, CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 4, dims));
-    DNN(set(*out, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4, strides));
-    DNN(set(*out, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1, &id));
-    DNN(set(*out, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1, &alignment));
-    return cudnnBackendFinalize(*out);
+    DNN(make(dn, out, CUDNN_BACKEND_TENSOR_DESCRIPTOR));
+    DNN(set(dn, *out, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &type));
+    DNN(set(dn, *out, CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 4, dims));
+    DNN(set(dn, *out, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4, strides));
+    DNN(set(dn, *out, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1, &id));
+    DNN(set(dn, *out, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1, &alignment));
+    return dn->BackendFinalize(*out);
 }
 
 typedef struct graph { /* all descriptors that a plan is made from */
     cudnnBackendDescriptor_t x, w, y, conv, op, graph, heuristics;
 } graph;
 
-static void drop_graph(graph *g) {
-    drop(&g->heuristics);
-    drop(&g->graph);
-    drop(&g->op);
-    drop(&g->conv);
-    drop(&g->y);
-    drop(&g->w);
-    drop(&g->x);
+static void drop_graph(const cu_dnn_functions *dn, graph *g) {
+    drop(dn, &g->heuristics);
+    drop(dn, &g->graph);
+    drop(dn, &g->op);
+    drop(dn, &g->conv);
+    drop(dn, &g->y);
+    drop(dn, &g->w);
+    drop(dn, &g->x);
 }
 
-static cudnnStatus_t make_op(graph *g, const conv_shape *s) {
+static cudnnStatus_t make_op(const cu_dnn_functions *dn, graph *g, const conv_shape *s) {
     cudnnDataType_t compute = CUDNN_DATA_FLOAT;
     cudnnConvolutionMode_t mode = CUDNN_CROSS_CORRELATION;
     int64_t spatial = 2, dilation[2] = {1, 1};
     float one = 1, zero = 0;
-    DNN(make_tensor(&g->x, ID_X, s->dtype, s->x, s->x_strides));
-    DNN(make_tensor(&g->w, ID_W, s->dtype, s->w, s->w_strides));
-    DNN(make_tensor(&g->y, ID_Y, s->dtype, s->y, s->y_strides));
-    DNN(make(&g->conv, CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR));
-    DNN(set(g->conv, CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64, 1, &spatial));
-    DNN(set(g->conv, CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &compute));
-    DNN(set(g->conv, CUDNN_ATTR_CONVOLUTION_CONV_MODE, CUDNN_TYPE_CONVOLUTION_MODE, 1, &mode));
-    DNN(set(g->conv, CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, CUDNN_TYPE_INT64, 2, s->pad));
-    DNN(set(g->conv, CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, CUDNN_TYPE_INT64, 2, s->post));
-    DNN(set(g->conv, CUDNN_ATTR_CONVOLUTION_DILATIONS, CUDNN_TYPE_INT64, 2, dilation));
-    DNN(set(g->conv, CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, CUDNN_TYPE_INT64, 2, s->stride));
-    DNN(cudnnBackendFinalize(g->conv));
-    DNN(make(&g->op, CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR));
-    DNN(set(g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->conv));
-    DNN(set(g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->x));
-    DNN(set(g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->w));
-    DNN(set(g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->y));
-    DNN(set(g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, CUDNN_TYPE_FLOAT, 1, &one));
-    DNN(set(g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, CUDNN_TYPE_FLOAT, 1, &zero));
-    return cudnnBackendFinalize(g->op);
+    DNN(make_tensor(dn, &g->x, ID_X, s->dtype, s->x, s->x_strides));
+    DNN(make_tensor(dn, &g->w, ID_W, s->dtype, s->w, s->w_strides));
+    DNN(make_tensor(dn, &g->y, ID_Y, s->dtype, s->y, s->y_strides));
+    DNN(make(dn, &g->conv, CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR));
+    DNN(set(dn, g->conv, CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64, 1, &spatial));
+    DNN(set(dn, g->conv, CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &compute));
+    DNN(set(dn, g->conv, CUDNN_ATTR_CONVOLUTION_CONV_MODE, CUDNN_TYPE_CONVOLUTION_MODE, 1, &mode));
+    DNN(set(dn, g->conv, CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, CUDNN_TYPE_INT64, 2, s->pad));
+    DNN(set(dn, g->conv, CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, CUDNN_TYPE_INT64, 2, s->post));
+    DNN(set(dn, g->conv, CUDNN_ATTR_CONVOLUTION_DILATIONS, CUDNN_TYPE_INT64, 2, dilation));
+    DNN(set(dn, g->conv, CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, CUDNN_TYPE_INT64, 2, s->stride));
+    DNN(dn->BackendFinalize(g->conv));
+    DNN(make(dn, &g->op, CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR));
+    DNN(set(dn, g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->conv));
+    DNN(set(dn, g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->x));
+    DNN(set(dn, g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->w));
+    DNN(set(dn, g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->y));
+    DNN(set(dn, g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, CUDNN_TYPE_FLOAT, 1, &one));
+    DNN(set(dn, g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, CUDNN_TYPE_FLOAT, 1, &zero));
+    return dn->BackendFinalize(g->op);
 }
 
-static cudnnStatus_t make_graph(graph *g, cudnnHandle_t handle) {
-    DNN(make(&g->graph, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR));
-    DNN(set(g->graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle));
-    DNN(set(g->graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->op));
-    return cudnnBackendFinalize(g->graph);
+static cudnnStatus_t make_graph(const cu_dnn_functions *dn, graph *g, cudnnHandle_t handle) {
+    DNN(make(dn, &g->graph, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR));
+    DNN(set(dn, g->graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle));
+    DNN(set(dn, g->graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->op));
+    return dn->BackendFinalize(g->graph);
 }
 
 /* ---- engines */
 
-static bool has_note(cudnnBackendDescriptor_t engine, cudnnBackendAttributeName_t attribute,
+static bool has_note(const cu_dnn_functions *dn, cudnnBackendDescriptor_t engine, cudnnBackendAttributeName_t attribute,
                      cudnnBackendAttributeType_t type, int note) {
     int notes[32]; /* both kinds of note are enums of an int's size */
     int64_t n = 0;
-    if (cudnnBackendGetAttribute(engine, attribute, type, 32, &n, notes) != CUDNN_STATUS_SUCCESS) return false;
+    if (dn->BackendGetAttribute(engine, attribute, type, 32, &n, notes) != CUDNN_STATUS_SUCCESS) return false;
     for (int64_t i = 0; i < n && i < 32; i++)
         if (notes[i] == note) return true;
     return false;
 }
 
-static bool has_numerical(cudnnBackendDescriptor_t engine, cudnnBackendNumericalNote_t note) {
-    return has_note(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE, (int)note);
+static bool has_numerical(const cu_dnn_functions *dn, cudnnBackendDescriptor_t engine,
+                          cudnnBackendNumericalNote_t note) {
+    return has_note(dn, engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE, (int)note);
 }
 
 /* Whether an engine may run: the same bits each time, and for floats no rounding of the inputs. */
-static bool engine_fits(cudnnBackendDescriptor_t engine, const conv_shape *s, bool compile) {
-    if (has_numerical(engine, CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC) ||
-        has_numerical(engine, CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION) ||
-        has_numerical(engine, CUDNN_NUMERICAL_NOTE_WINOGRAD))
+static bool engine_fits(const cu_dnn_functions *dn, cudnnBackendDescriptor_t engine, const conv_shape *s,
+                        bool compile) {
+    if (has_numerical(dn, engine, CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC) ||
+        has_numerical(dn, engine, CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION) ||
+        has_numerical(dn, engine, CUDNN_NUMERICAL_NOTE_WINOGRAD))
         return false;
-    if (s->dtype == LW_F32 && (has_numerical(engine, CUDNN_NUMERICAL_NOTE_TENSOR_CORE) ||
-                               has_numerical(engine, CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS)))
+    if (s->dtype == LW_F32 && (has_numerical(dn, engine, CUDNN_NUMERICAL_NOTE_TENSOR_CORE) ||
+                               has_numerical(dn, engine, CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS)))
         return false;
-    return compile || !has_note(engine, CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, CUDNN_TYPE_BEHAVIOR_NOTE,
+    return compile || !has_note(dn, engine, CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, CUDNN_TYPE_BEHAVIOR_NOTE,
                                 CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION);
 }
 
-static bool acceptable(cudnnBackendDescriptor_t config, const conv_shape *s, bool compile) {
+static bool acceptable(const cu_dnn_functions *dn, cudnnBackendDescriptor_t config, const conv_shape *s, bool compile) {
     int64_t n = 0;
     cudnnBackendDescriptor_t engine = NULL;
-    bool fits = make(&engine, CUDNN_BACKEND_ENGINE_DESCRIPTOR) == CUDNN_STATUS_SUCCESS &&
-                cudnnBackendGetAttribute(config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &n,
-                                         &engine) == CUDNN_STATUS_SUCCESS &&
-                engine_fits(engine, s, compile);
-    drop(&engine);
+    bool fits = make(dn, &engine, CUDNN_BACKEND_ENGINE_DESCRIPTOR) == CUDNN_STATUS_SUCCESS &&
+                dn->BackendGetAttribute(config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &n,
+                                        &engine) == CUDNN_STATUS_SUCCESS &&
+                engine_fits(dn, engine, s, compile);
+    drop(dn, &engine);
     return fits;
 }
 
-static cudnnStatus_t make_plan(cu_conv_plan *out, cudnnHandle_t handle, cudnnBackendDescriptor_t config) {
+static cudnnStatus_t make_plan(const cu_dnn_functions *dn, cu_conv_plan *out, cudnnHandle_t handle,
+                               cudnnBackendDescriptor_t config) {
     int64_t n = 0, bytes = 0;
-    DNN(make(&out->plan, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR));
-    cudnnStatus_t e = set(out->plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
+    DNN(make(dn, &out->plan, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR));
+    cudnnStatus_t e = set(dn, out->plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
     if (e == CUDNN_STATUS_SUCCESS)
-        e = set(out->plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &config);
-    if (e == CUDNN_STATUS_SUCCESS) e = cudnnBackendFinalize(out->plan);
+        e = set(dn, out->plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &config);
+    if (e == CUDNN_STATUS_SUCCESS) e = dn->BackendFinalize(out->plan);
     if (e == CUDNN_STATUS_SUCCESS)
-        e = cudnnBackendGetAttribute(out->plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &n,
-                                     &bytes);
+        e = dn->BackendGetAttribute(out->plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &n,
+                                    &bytes);
     if (e == CUDNN_STATUS_SUCCESS && bytes > MAX_WORKSPACE) e = CUDNN_STATUS_NOT_SUPPORTED;
     out->workspace_bytes = (size_t)bytes;
-    if (e != CUDNN_STATUS_SUCCESS) drop(&out->plan);
+    if (e != CUDNN_STATUS_SUCCESS) drop(dn, &out->plan);
     return e;
 }
 
 /* The first config of one heuristic mode that gives a plan. */
-static cudnnStatus_t try_mode(cu_conv_plan *out, graph *g, cudnnHandle_t handle, cudnnBackendHeurMode_t mode,
-                              bool compile) {
+static cudnnStatus_t try_mode(const cu_dnn_functions *dn, cu_conv_plan *out, graph *g, cudnnHandle_t handle,
+                              cudnnBackendHeurMode_t mode, bool compile) {
     cudnnBackendDescriptor_t configs[MAX_ENGINES] = {0};
     int64_t n = 0;
-    drop(&g->heuristics);
-    DNN(make(&g->heuristics, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR));
-    DNN(set(g->heuristics, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->graph));
-    DNN(set(g->heuristics, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode));
-    DNN(cudnnBackendFinalize(g->heuristics));
+    drop(dn, &g->heuristics);
+    DNN(make(dn, &g->heuristics, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR));
+    DNN(set(dn, g->heuristics, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->graph));
+    DNN(set(dn, g->heuristics, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode));
+    DNN(dn->BackendFinalize(g->heuristics));
     cudnnStatus_t e = CUDNN_STATUS_SUCCESS;
     for (int i = 0; i < MAX_ENGINES && e == CUDNN_STATUS_SUCCESS; i++)
-        e = make(&configs[i], CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
+        e = make(dn, &configs[i], CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
     if (e == CUDNN_STATUS_SUCCESS)
-        e = cudnnBackendGetAttribute(g->heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
-                                     MAX_ENGINES, &n, configs);
+        e = dn->BackendGetAttribute(g->heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
+                                    MAX_ENGINES, &n, configs);
     if (e == CUDNN_STATUS_SUCCESS) {
         e = CUDNN_STATUS_NOT_SUPPORTED;
         for (int64_t i = 0; i < n && i < MAX_ENGINES && e != CUDNN_STATUS_SUCCESS; i++)
-            if (acceptable(configs[i], &out->shape, compile)) e = make_plan(out, handle, configs[i]);
+            if (acceptable(dn, configs[i], &out->shape, compile)) e = make_plan(dn, out, handle, configs[i]);
     }
-    for (int i = 0; i < MAX_ENGINES; i++) drop(&configs[i]);
+    for (int i = 0; i < MAX_ENGINES; i++) drop(dn, &configs[i]);
     return e;
 }
 
-static cudnnStatus_t build(cu_conv_plan *out, cudnnHandle_t handle) {
+static cudnnStatus_t build(const cu_dnn_functions *dn, cu_conv_plan *out, cudnnHandle_t handle) {
     static const cudnnBackendHeurMode_t modes[] = {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK};
     graph g = {0};
-    cudnnStatus_t e = make_op(&g, &out->shape);
-    if (e == CUDNN_STATUS_SUCCESS) e = make_graph(&g, handle);
+    cudnnStatus_t e = make_op(dn, &g, &out->shape);
+    if (e == CUDNN_STATUS_SUCCESS) e = make_graph(dn, &g, handle);
     if (e == CUDNN_STATUS_SUCCESS) {
         e = CUDNN_STATUS_NOT_SUPPORTED;
         for (int compile = 0; compile < 2 && e != CUDNN_STATUS_SUCCESS; compile++)
-            for (int i = 0; i < 2 && e != CUDNN_STATUS_SUCCESS; i++) e = try_mode(out, &g, handle, modes[i], compile);
+            for (int i = 0; i < 2 && e != CUDNN_STATUS_SUCCESS; i++)
+                e = try_mode(dn, out, &g, handle, modes[i], compile);
     }
-    drop_graph(&g);
+    drop_graph(dn, &g);
     return e;
 }
 
-void cu_free_conv_plans(cu_conv_plan *plans) {
+void cu_free_conv_plans(const cu_dnn_functions *dn, cu_conv_plan *plans) {
     for (cu_conv_plan *p = plans, *next; p; p = next) {
         next = p->next;
-        drop(&p->plan);
+        drop(dn, &p->plan);
         lw_free(p);
     }
 }
@@ -216,7 +221,7 @@ static lw_status find_plan(lw_backend *backend, const conv_shape *shape, cu_conv
     cu_conv_plan *p = lw_alloc(1, sizeof *p);
     if (!p) return lw_fail(err, LW_ENOMEM, "cuda:%d: no memory for a convolution's plan", b->index);
     p->shape = *shape;
-    if (lw_fault_hit() || build(p, b->dnn) != CUDNN_STATUS_SUCCESS) p->plan = NULL;
+    if (lw_fault_hit() || build(&b->dn, p, b->dnn) != CUDNN_STATUS_SUCCESS) p->plan = NULL;
     p->next = b->conv_plans;
     b->conv_plans = p;
     *out = p;
@@ -286,19 +291,20 @@ static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op
 }
 
 /* Under the lock: a handle has one stream. */
-static cudnnStatus_t execute(cudnnHandle_t handle, cudaStream_t stream, const cu_conv_plan *plan,
-                             void *const pointers[3], void *workspace) {
+static cudnnStatus_t execute(const cu_dnn_functions *dn, cudnnHandle_t handle, cudaStream_t stream,
+                             const cu_conv_plan *plan, void *const pointers[3], void *workspace) {
     static const int64_t ids[3] = {ID_X, ID_W, ID_Y};
     cudnnBackendDescriptor_t pack = NULL;
-    DNN(cudnnSetStream(handle, stream));
-    DNN(make(&pack, CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR));
-    cudnnStatus_t e = set(pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, 3, ids);
+    DNN(dn->SetStream(handle, stream));
+    DNN(make(dn, &pack, CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR));
+    cudnnStatus_t e = set(dn, pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, 3, ids);
     if (e == CUDNN_STATUS_SUCCESS)
-        e = set(pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, 3, pointers);
-    if (e == CUDNN_STATUS_SUCCESS) e = set(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace);
-    if (e == CUDNN_STATUS_SUCCESS) e = cudnnBackendFinalize(pack);
-    if (e == CUDNN_STATUS_SUCCESS) e = cudnnBackendExecute(handle, plan->plan, pack);
-    drop(&pack);
+        e = set(dn, pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, 3, pointers);
+    if (e == CUDNN_STATUS_SUCCESS)
+        e = set(dn, pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace);
+    if (e == CUDNN_STATUS_SUCCESS) e = dn->BackendFinalize(pack);
+    if (e == CUDNN_STATUS_SUCCESS) e = dn->BackendExecute(handle, plan->plan, pack);
+    drop(dn, &pack);
     return e;
 }
 
@@ -316,13 +322,14 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
     LW_TRY(cu_enter(backend, err));
     pthread_mutex_lock(&cu_of(backend)->lock);
     cudnnStatus_t e = lw_fault_hit() ? CUDNN_STATUS_INTERNAL_ERROR
-                                     : execute(cu_of(backend)->dnn, stream, s->plan, pointers, cu_align(r->workspace));
+                                     : execute(&cu_of(backend)->dn, cu_of(backend)->dnn, stream, s->plan, pointers,
+                                               cu_align(r->workspace));
     pthread_mutex_unlock(&cu_of(backend)->lock);
     if (e != CUDNN_STATUS_SUCCESS) return cu_fail_dnn(backend, err, e, op->name);
     cu_epilogue epi = cu_epilogue_at(params, r, &p->epi, s->bias);
     if (!epi.bias && !epi.addend.p && !epi.act && !epi.scale && !epi.residual.p) return LW_OK;
     cu_combine_args finish = {.in = cu_view_at(r, p->out), .out = cu_view_at(r, p->out), .splits = 1, .epi = epi};
-    return cu_launched(backend, op, cu_combine(stream, &finish), err);
+    return cu_launched(backend, op, cu_combine(cu_order_of(backend, r), &finish), err);
 }
 
 static void release(void *state) {

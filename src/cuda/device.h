@@ -3,12 +3,11 @@
 #ifndef LW_CUDA_DEVICE_H
 #define LW_CUDA_DEVICE_H
 
-#include <cublasLt.h>
-#include <cudnn.h>
 #include <pthread.h>
 
 #include "cuda/cuda.h"
 #include "cuda/kernels.h"
+#include "cuda/libraries.h"
 
 /* Where work goes: a stream. The backend has one; a session's own or one that captures takes its place by lw_run. */
 typedef struct cu_queue {
@@ -16,7 +15,7 @@ typedef struct cu_queue {
     bool captures;
 } cu_queue;
 
-enum { CU_STAGES = 2, CU_STAGE_BYTES = 8 << 20, CU_MAX_TACTICS = 32 };
+enum { CU_STAGES = 2, CU_STAGE_BYTES = 8 << 20, CU_MAX_TACTICS = 48 };
 
 typedef struct cu_conv_plan cu_conv_plan; /* cudnn.c */
 
@@ -25,6 +24,10 @@ typedef struct cu_backend {
     int32_t index, major, minor, n_sm;
     char name[64]; /* of the device */
     cu_queue queue;
+    cu_blas_functions lt;
+    cu_dnn_functions dn;
+    void *encode; /* the driver's cuTensorMapEncodeTiled, NULL where it has none */
+    bool overlap; /* our products begin while the launch before ends */
     cublasLtHandle_t blas;
     cudnnHandle_t dnn;
     pthread_mutex_t lock;   /* of all below, and of dnn */
@@ -48,10 +51,11 @@ lw_status cu_fail_dnn(const lw_backend *backend, lw_error *err, cudnnStatus_t e,
         cudaError_t cu_e = lw_fault_hit() ? cudaErrorUnknown : (call);                                                 \
         if (cu_e != cudaSuccess) return cu_fail(backend, err, cu_e, #call);                                            \
     } while (0)
+/* CU_TRY_BLAS(backend, err, Create(&handle)): the call without its prefix */
 #define CU_TRY_BLAS(backend, err, call)                                                                                \
     do {                                                                                                               \
-        cublasStatus_t cu_e = lw_fault_hit() ? CUBLAS_STATUS_INTERNAL_ERROR : (call);                                  \
-        if (cu_e != CUBLAS_STATUS_SUCCESS) return cu_fail_blas(backend, err, cu_e, #call);                             \
+        cublasStatus_t cu_e = lw_fault_hit() ? CUBLAS_STATUS_INTERNAL_ERROR : cu_of(backend)->lt.call;                 \
+        if (cu_e != CUBLAS_STATUS_SUCCESS) return cu_fail_blas(backend, err, cu_e, "cublasLt" #call);                  \
     } while (0)
 
 /* Makes the backend's device the calling thread's. */
@@ -59,15 +63,17 @@ lw_status cu_enter(lw_backend *backend, lw_error *err);
 static inline cudaStream_t cu_stream(lw_backend *backend, const lw_run *run) {
     return run->queue ? ((const cu_queue *)run->queue)->stream : cu_of(backend)->queue.stream;
 }
-/* Enters the device and reports a launch: `return cu_launched(backend, op, cu_apply(stream, &args), err)`. */
+static inline cu_order cu_order_of(lw_backend *backend, const lw_run *run) {
+    return (cu_order){cu_stream(backend, run), cu_of(backend)->overlap};
+}
+/* Enters the device and reports a launch: `return cu_launched(backend, op, cu_apply(order, &args), err)`. */
 lw_status cu_launched(lw_backend *backend, const lw_op *op, cudaError_t e, lw_error *err);
 
 /* ---- views and packs */
 
-/* One along g or n is the same for all of them. */
-static inline cu_view cu_view_at(const lw_run *run, lw_view v) {
-    return (cu_view){.p = lw_at(run, v),
-                     .half = v.dtype == LW_F16,
+/* Sizes and strides. One along g or n is the same for all of them. */
+static inline cu_view cu_view_of(lw_view v) {
+    return (cu_view){.half = v.dtype == LW_F16,
                      .g = v.g,
                      .n = v.n,
                      .h = v.h,
@@ -77,6 +83,12 @@ static inline cu_view cu_view_at(const lw_run *run, lw_view v) {
                      .sn = v.n == 1 ? 0 : v.sn,
                      .sh = v.sh,
                      .sw = v.sw};
+}
+/* With the address. */
+static inline cu_view cu_view_at(const lw_run *run, lw_view v) {
+    cu_view at = cu_view_of(v);
+    at.p = lw_at(run, v);
+    return at;
 }
 
 static inline bool cu_is_float(const lw_view *v) { return v->dtype == LW_F16 || v->dtype == LW_F32; }
@@ -93,6 +105,11 @@ lw_status cu_want_vector(lw_params *params, lw_param p, int32_t *index, lw_error
 /* The epilogue with addresses; bias: a plain pack or -1. */
 cu_epilogue cu_epilogue_at(const lw_params *params, const lw_run *run, const lw_epilogue *epi, int32_t bias);
 bool cu_epilogue_fits(const lw_epilogue *epi);
+/* A product's args with addresses, but for tile and splits; weights and bias: packs, bias or -1. */
+cu_product_args cu_product_at(const lw_params *params, const lw_op *op, const lw_run *run, int32_t weights,
+                              int32_t bias);
+
+cu_attention_args cu_attention_at(const lw_op *op, const lw_run *run);
 
 /* Workspaces are 64-byte aligned, libraries want 256: ask for CU_ALIGN more. */
 enum { CU_ALIGN = 256 };
@@ -105,9 +122,12 @@ extern const lw_tactic *const cu_blas_tactics[];
 extern const lw_tactic *const cu_dnn_tactics[];
 extern const lw_tactic *const cu_product_tactics[];
 extern const lw_tactic cu_conv2d_mma; /* one of them: where cuDNN has no engine */
+extern const lw_tactic *const cu_wgmma_tactics[];
+extern const lw_tactic *const cu_wgmma_attention_tactics[];
+extern const lw_tactic *const cu_wgmma_group_tactics[]; /* take several members */
 extern const lw_tactic *const cu_kernel_tactics[];
 extern const lw_tactic *const cu_wide_tactics[]; /* attention that cu_kernel_tactics does not take */
 
-void cu_free_conv_plans(cu_conv_plan *plans);
+void cu_free_conv_plans(const cu_dnn_functions *dn, cu_conv_plan *plans);
 
 #endif

@@ -29,7 +29,7 @@ static lw_status stats_run(lw_backend *b, const lw_params *params, const lw_op *
     const lw_norm_stats_args *m = &op->m->norm_stats;
     cu_stats_args a = {.in = cu_view_at(run, m->in), .out = cu_view_at(run, m->out), .rows_per_part = m->rows_per_part};
     LW_TRY(cu_enter(b, err));
-    return cu_launched(b, op, cu_norm_stats(cu_stream(b, run), &a), err);
+    return cu_launched(b, op, cu_norm_stats(cu_order_of(b, run), &a), err);
 }
 
 /* ---- apply */
@@ -85,7 +85,7 @@ static lw_status apply_run(lw_backend *b, const lw_params *params, const lw_op *
         a.stats_b = cu_view_at(run, norm->stats_b);
     }
     LW_TRY(cu_enter(b, err));
-    return cu_launched(b, op, cu_apply(cu_stream(b, run), &a), err);
+    return cu_launched(b, op, cu_apply(cu_order_of(b, run), &a), err);
 }
 
 _Static_assert((int)LW_NORM_NONE == CU_NORM_NONE && (int)LW_NORM_GROUP == CU_NORM_GROUP &&
@@ -109,7 +109,7 @@ static lw_status combine_run(lw_backend *b, const lw_params *params, const lw_op
                          .splits = 1,
                          .epi = cu_epilogue_at(params, run, &m->epi, -1)};
     LW_TRY(cu_enter(b, err));
-    return cu_launched(b, op, cu_combine(cu_stream(b, run), &a), err);
+    return cu_launched(b, op, cu_combine(cu_order_of(b, run), &a), err);
 }
 
 /* ---- attention */
@@ -124,19 +124,23 @@ static bool attention_supports(const lw_backend *b, const lw_params *params, con
     return op->n_member == 1 && d * m->heads == m->q.c && d % 8 == 0 && d <= CU_ATTENTION_MAX_D;
 }
 
+cu_attention_args cu_attention_at(const lw_op *op, const lw_run *run) {
+    const lw_attention_args *m = &op->m->attention;
+    return (cu_attention_args){.q = cu_view_at(run, m->q),
+                               .k = cu_view_at(run, m->k),
+                               .v = cu_view_at(run, m->v),
+                               .out = cu_view_at(run, m->out),
+                               .heads = m->heads,
+                               .scale = m->scale,
+                               .causal = m->causal};
+}
+
 static lw_status attention_run(lw_backend *b, const lw_params *params, const lw_op *op, void *state, const lw_run *run,
                                lw_error *err) {
     (void)params, (void)state;
-    const lw_attention_args *m = &op->m->attention;
-    cu_attention_args a = {.q = cu_view_at(run, m->q),
-                           .k = cu_view_at(run, m->k),
-                           .v = cu_view_at(run, m->v),
-                           .out = cu_view_at(run, m->out),
-                           .heads = m->heads,
-                           .scale = m->scale,
-                           .causal = m->causal};
+    cu_attention_args a = cu_attention_at(op, run);
     LW_TRY(cu_enter(b, err));
-    return cu_launched(b, op, cu_attention(cu_stream(b, run), &a), err);
+    return cu_launched(b, op, cu_attention(cu_order_of(b, run), &a), err);
 }
 
 /* ---- embeddings */
@@ -174,7 +178,7 @@ static lw_status tokens_run(lw_backend *b, const lw_params *params, const lw_op 
                               .positions = lw_pack_data(params, t->positions),
                               .n_tokens = (int32_t)d[0]};
     LW_TRY(cu_enter(b, err));
-    return cu_launched(b, op, cu_embed_tokens(cu_stream(b, run), &a), err);
+    return cu_launched(b, op, cu_embed_tokens(cu_order_of(b, run), &a), err);
 }
 
 static bool time_supports(const lw_backend *b, const lw_params *params, const lw_op *op) {
@@ -188,7 +192,7 @@ static lw_status time_run(lw_backend *b, const lw_params *params, const lw_op *o
     (void)params, (void)state;
     const lw_embed_time_args *m = &op->m->embed_time;
     LW_TRY(cu_enter(b, err));
-    return cu_launched(b, op, cu_embed_time(cu_stream(b, run), cu_view_at(run, m->t), cu_view_at(run, m->out)), err);
+    return cu_launched(b, op, cu_embed_time(cu_order_of(b, run), cu_view_at(run, m->t), cu_view_at(run, m->out)), err);
 }
 
 /* ---- bytes */
@@ -205,7 +209,7 @@ static lw_status pack_run(lw_backend *b, const lw_params *params, const lw_op *o
     const lw_pack_args *m = &op->m->pack;
     LW_TRY(cu_enter(b, err));
     cudaError_t e =
-        cu_pack_u8(cu_stream(b, run), cu_view_at(run, m->in), cu_view_at(run, m->out), lw_at(run, m->status));
+        cu_pack_u8(cu_order_of(b, run), cu_view_at(run, m->in), cu_view_at(run, m->out), lw_at(run, m->status));
     return cu_launched(b, op, e, err);
 }
 
@@ -220,7 +224,7 @@ static lw_status unpack_run(lw_backend *b, const lw_params *params, const lw_op 
     (void)params, (void)state;
     const lw_pack_args *m = &op->m->pack;
     LW_TRY(cu_enter(b, err));
-    return cu_launched(b, op, cu_unpack_u8(cu_stream(b, run), cu_view_at(run, m->in), cu_view_at(run, m->out)), err);
+    return cu_launched(b, op, cu_unpack_u8(cu_order_of(b, run), cu_view_at(run, m->in), cu_view_at(run, m->out)), err);
 }
 
 /* ---- advance */
@@ -260,7 +264,7 @@ static lw_status advance_run(lw_backend *b, const lw_params *params, const lw_op
         a.scale_stride = m->scale_table.sw;
     }
     LW_TRY(cu_enter(b, err));
-    return cu_launched(b, op, cu_advance(cu_stream(b, run), &a), err);
+    return cu_launched(b, op, cu_advance(cu_order_of(b, run), &a), err);
 }
 
 #define TACTIC(symbol, text, kind, supports, prepare, run)                                                             \
@@ -276,4 +280,4 @@ TACTIC(unpack, "unpack_u8_cuda", LW_OP_UNPACK_U8, unpack_supports, no_state, unp
 TACTIC(advance, "advance_cuda", LW_OP_ADVANCE, advance_supports, no_state, advance_run);
 
 const lw_tactic *const cu_kernel_tactics[] = {&stats, &apply, &combine, &attention, &tokens,
-                                             &times, &pack,  &unpack,  &advance,   NULL};
+                                              &times, &pack,  &unpack,  &advance,   NULL};

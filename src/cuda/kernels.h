@@ -12,6 +12,13 @@
 extern "C" {
 #endif
 
+/* Where a launch goes. overlap: its blocks may take their places while the launch before ends (programmatic dependent
+ * launch, sm_90 and newer). */
+typedef struct cu_order {
+    cudaStream_t stream;
+    int32_t overlap;
+} cu_order;
+
 /* lw_view with its address. Strides in elements; p is NULL where there is no view. */
 typedef struct cu_view {
     void *p;
@@ -40,7 +47,7 @@ typedef struct cu_stats_args {
     cu_view in, out;
     int32_t rows_per_part;
 } cu_stats_args;
-cudaError_t cu_norm_stats(cudaStream_t stream, const cu_stats_args *args);
+cudaError_t cu_norm_stats(cu_order order, const cu_stats_args *args);
 
 enum { CU_NORM_NONE, CU_NORM_GROUP, CU_NORM_LAYER };
 
@@ -53,7 +60,7 @@ typedef struct cu_apply_args {
     const float *gamma, *beta;
     float eps;
 } cu_apply_args;
-cudaError_t cu_apply(cudaStream_t stream, const cu_apply_args *args);
+cudaError_t cu_apply(cu_order order, const cu_apply_args *args);
 
 /* ---- epilogues and small ops (pointwise.cu) */
 
@@ -64,7 +71,7 @@ typedef struct cu_combine_args {
     int64_t split_stride; /* elements */
     cu_epilogue epi;
 } cu_combine_args;
-cudaError_t cu_combine(cudaStream_t stream, const cu_combine_args *args);
+cudaError_t cu_combine(cu_order order, const cu_combine_args *args);
 
 /* tokens [n_tokens][c], positions [w][c], of the dtype of out; an id outside the vocabulary gives NaN */
 typedef struct cu_embed_tokens_args {
@@ -72,10 +79,10 @@ typedef struct cu_embed_tokens_args {
     const void *tokens, *positions;
     int32_t n_tokens;
 } cu_embed_tokens_args;
-cudaError_t cu_embed_tokens(cudaStream_t stream, const cu_embed_tokens_args *args);
-cudaError_t cu_embed_time(cudaStream_t stream, cu_view t, cu_view out);
-cudaError_t cu_pack_u8(cudaStream_t stream, cu_view in, cu_view out, int32_t *status);
-cudaError_t cu_unpack_u8(cudaStream_t stream, cu_view in, cu_view out);
+cudaError_t cu_embed_tokens(cu_order order, const cu_embed_tokens_args *args);
+cudaError_t cu_embed_time(cu_order order, cu_view t, cu_view out);
+cudaError_t cu_pack_u8(cu_order order, cu_view in, cu_view out, int32_t *status);
+cudaError_t cu_unpack_u8(cu_order order, cu_view in, cu_view out);
 
 /* lw_advance_args with addresses; rows points to lw_row's words */
 typedef struct cu_advance_args {
@@ -89,7 +96,7 @@ typedef struct cu_advance_args {
     int64_t addend_stride, scale_stride;
     int32_t *status;
 } cu_advance_args;
-cudaError_t cu_advance(cudaStream_t stream, const cu_advance_args *args);
+cudaError_t cu_advance(cu_order order, const cu_advance_args *args);
 
 /* ---- attention (attention.cu) */
 
@@ -101,7 +108,7 @@ typedef struct cu_attention_args {
 } cu_attention_args;
 enum { CU_ATTENTION_MAX_D = 160 };
 /* half only, d a multiple of 8 up to CU_ATTENTION_MAX_D */
-cudaError_t cu_attention(cudaStream_t stream, const cu_attention_args *args);
+cudaError_t cu_attention(cu_order order, const cu_attention_args *args);
 
 /* p[row][0..n) = softmax(scale * s[row][0..n)), zero up to stride; query i sees keys 0..i where causal */
 typedef struct cu_softmax_args {
@@ -110,7 +117,7 @@ typedef struct cu_softmax_args {
     int32_t half, rows, n, stride, queries, causal; /* row r is query r % queries */
     float scale;
 } cu_softmax_args;
-cudaError_t cu_softmax(cudaStream_t stream, const cu_softmax_args *args);
+cudaError_t cu_softmax(cu_order order, const cu_softmax_args *args);
 
 /* ---- products (product.cu): implicit matrix product over a window, weights [n_rows][kh][kw][c] */
 
@@ -125,7 +132,30 @@ typedef struct cu_product_args {
 } cu_product_args;
 enum { CU_TILE_64, CU_TILE_128, CU_TILE_F32, CU_N_TILES };
 enum { CU_PRODUCT_STEP = 64 }; /* values of the sum in one pipeline step of the half kernels */
-cudaError_t cu_product(cudaStream_t stream, const cu_product_args *args);
+cudaError_t cu_product(cu_order order, const cu_product_args *args);
+
+/* ---- products on Hopper (wgmma.cu): half only, out.c is half of n_rows for GEGLU, splits 1, 2, 4 or 8 */
+
+/* X(index, groups of four warps, 64-pixel pieces of each, columns, blocks a multiprocessor) */
+#define CU_WGMMA_TILES(X)                                                                                              \
+    X(0, 1, 1, 64, 2)                                                                                                  \
+    X(1, 1, 1, 128, 2)                                                                                                 \
+    X(2, 1, 1, 256, 1)                                                                                                 \
+    X(3, 2, 1, 64, 2)                                                                                                  \
+    X(4, 2, 1, 128, 1)                                                                                                 \
+    X(5, 2, 1, 160, 1)                                                                                                 \
+    X(6, 2, 1, 256, 1)                                                                                                 \
+    X(7, 3, 1, 128, 1)                                                                                                 \
+    X(8, 3, 1, 160, 1)                                                                                                 \
+    X(9, 2, 2, 128, 1)
+enum { CU_N_WGMMA_TILES = 10, CU_WGMMA_MAX_SPLITS = 8, CU_WGMMA_MAX_MEMBERS = 4 };
+
+/* args[0..n): products of the same sizes, in one launch; tile and splits of the first. encode_map: the driver's
+ * cuTensorMapEncodeTiled */
+cudaError_t cu_wgmma(cu_order order, const cu_product_args *args, int32_t n, void *encode_map);
+
+/* half only, head width 40, 80 or 160, not causal (wgmma_attention.cu) */
+cudaError_t cu_wgmma_attention(cu_order order, const cu_attention_args *args, void *encode_map);
 
 /* Whether this build has kernels for the current device. */
 cudaError_t cu_probe(void);

@@ -25,6 +25,7 @@ template <typename T> CU_DEVICE void store_pixel(T *to, const cu_apply_args &a, 
  * large), then a thread a channel merges the threads' means and deviations in order. Block: (vectors, row lanes). */
 
 template <typename T> __global__ void stats_kernel(cu_stats_args a, int n_vec) {
+    launches_meet();
     extern __shared__ __align__(16) float shared[];
     const int part = blockIdx.x, gn = blockIdx.z, g = gn / a.in.n, n = gn % a.in.n;
     const int vec = blockIdx.y * blockDim.x + threadIdx.x, lanes = blockDim.y, width = blockDim.x * 8;
@@ -100,6 +101,7 @@ CU_DEVICE void merge_group(const cu_apply_args &a, const float *sa, const float 
 }
 
 template <typename TI, typename TO> __global__ void group_kernel(cu_apply_args a, int chunk) {
+    launches_meet();
     extern __shared__ __align__(16) float shared[]; /* per channel of the slab: factor, then offset */
     const int slab_c = blockDim.x * 8, first_c = blockIdx.y * slab_c, c_all = a.a.c + (a.b.p ? a.b.c : 0);
     const int gn = blockIdx.z, g = gn / a.out.n, n = gn % a.out.n, rows = a.a.h * a.a.w;
@@ -146,6 +148,7 @@ template <typename TI, typename TO> __global__ void group_kernel(cu_apply_args a
 enum { KEEP = 5, LAYER_WARPS = 4 };
 
 template <typename TI, typename TO> __global__ void layer_kernel(cu_apply_args a) {
+    launches_meet();
     const int lane = threadIdx.x, rows = a.a.h * a.a.w, n_vec = a.a.c / 8, up = a.up2 ? 2 : 1;
     const int64_t row = static_cast<int64_t>(blockIdx.x) * LAYER_WARPS + threadIdx.y;
     if (row >= static_cast<int64_t>(rows) * a.out.g * a.out.n) return;
@@ -197,6 +200,7 @@ template <typename TI, typename TO> __global__ void layer_kernel(cu_apply_args a
 /* ---- no norm: grid (vectors of an input row, input rows, g * n) */
 
 template <typename TI, typename TO> __global__ void map_kernel(cu_apply_args a) {
+    launches_meet();
     const int c_all = a.a.c + (a.b.p ? a.b.c : 0), n_vec = c_all / 8;
     const int i = blockIdx.x * blockDim.x + threadIdx.x, h = blockIdx.y, gn = blockIdx.z, g = gn / a.out.n,
               n = gn % a.out.n;
@@ -218,48 +222,44 @@ int slab_unit(int per) {
     return unit;
 }
 
-template <typename TI, typename TO> cudaError_t launch_apply(cudaStream_t stream, const cu_apply_args &a) {
+template <typename TI, typename TO> cudaError_t launch_apply(cu_order order, const cu_apply_args &a) {
     const int n_vec = (a.a.c + (a.b.p ? a.b.c : 0)) / 8, pictures = a.out.g * a.out.n, rows = a.a.h * a.a.w;
     if (a.norm == CU_NORM_LAYER) {
         const int64_t all = static_cast<int64_t>(rows) * pictures;
-        layer_kernel<TI, TO>
-            <<<static_cast<unsigned>((all + LAYER_WARPS - 1) / LAYER_WARPS), dim3(32, LAYER_WARPS), 0, stream>>>(a);
-    } else if (a.norm == CU_NORM_GROUP) {
+        return start(order, layer_kernel<TI, TO>, static_cast<unsigned>((all + LAYER_WARPS - 1) / LAYER_WARPS),
+                     dim3(32, LAYER_WARPS), 0, a);
+    }
+    if (a.norm == CU_NORM_GROUP) {
         const int unit = slab_unit(n_vec * 8 / a.groups);
         int slab = unit;
         while (slab * 2 <= 20 && n_vec % (slab * 2) == 0) slab *= 2;
         const int lanes = slab >= THREADS ? 1 : THREADS / slab, slabs = n_vec / slab;
         int chunk = 4 * lanes;
         while (chunk < rows && divide_up(rows, chunk) * slabs * pictures > 8 * MIN_BLOCKS) chunk *= 2;
-        group_kernel<TI, TO>
-            <<<dim3(divide_up(rows, chunk), slabs, pictures), dim3(slab, lanes), slab * 16 * sizeof(float), stream>>>(
-                a, chunk);
-    } else {
-        const dim3 grid(divide_up(a.a.w * n_vec, THREADS), a.a.h, pictures);
-        map_kernel<TI, TO><<<grid, THREADS, 0, stream>>>(a);
+        return start(order, group_kernel<TI, TO>, dim3(divide_up(rows, chunk), slabs, pictures), dim3(slab, lanes),
+                     slab * 16 * sizeof(float), a, chunk);
     }
-    return cudaGetLastError();
+    return start(order, map_kernel<TI, TO>, dim3(divide_up(a.a.w * n_vec, THREADS), a.a.h, pictures), THREADS, 0, a);
 }
 
 } // namespace
 
-cudaError_t cu_norm_stats(cudaStream_t stream, const cu_stats_args *args) {
+cudaError_t cu_norm_stats(cu_order order, const cu_stats_args *args) {
     const int n_vec = args->in.c / 8, parts = args->out.w, pictures = args->in.g * args->in.n;
     int width = n_vec < 40 ? n_vec : 40;
     while (width > 8 && width % 2 == 0 && parts * divide_up(n_vec, width) * pictures < MIN_BLOCKS) width /= 2;
     const int lanes = THREADS / width;
     const dim3 grid(parts, divide_up(n_vec, width), pictures), block(width, lanes);
     const size_t shared = static_cast<size_t>(lanes) * width * 16 * sizeof(float);
-    if (args->in.half) stats_kernel<__half><<<grid, block, shared, stream>>>(*args, n_vec);
-    else stats_kernel<float><<<grid, block, shared, stream>>>(*args, n_vec);
-    return cudaGetLastError();
+    if (args->in.half) return start(order, stats_kernel<__half>, grid, block, shared, *args, n_vec);
+    return start(order, stats_kernel<float>, grid, block, shared, *args, n_vec);
 }
 
-cudaError_t cu_apply(cudaStream_t stream, const cu_apply_args *args) {
+cudaError_t cu_apply(cu_order order, const cu_apply_args *args) {
     if (args->a.half)
-        return args->out.half ? launch_apply<__half, __half>(stream, *args)
-                              : launch_apply<__half, float>(stream, *args);
-    return args->out.half ? launch_apply<float, __half>(stream, *args) : launch_apply<float, float>(stream, *args);
+        return args->out.half ? launch_apply<__half, __half>(order, *args)
+                              : launch_apply<__half, float>(order, *args);
+    return args->out.half ? launch_apply<float, __half>(order, *args) : launch_apply<float, float>(order, *args);
 }
 
 cudaError_t cu_probe(void) {

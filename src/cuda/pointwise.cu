@@ -13,6 +13,7 @@ unsigned blocks_for(int64_t n) { return static_cast<unsigned>((n + THREADS - 1) 
  * splits of a sum are added in order: the result does not depend on which was ready first. */
 
 template <typename TI, typename TO> __global__ void combine_kernel(cu_combine_args a) {
+    launches_meet();
     const int n_vec = a.out.c / 8, i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= a.out.w * n_vec) return;
     const int w = i / n_vec, c = (i - w * n_vec) * 8, h = blockIdx.y, gn = blockIdx.z, g = gn / a.out.n,
@@ -46,6 +47,7 @@ CU_DEVICE void put(float *p, float v) { *p = v; }
 
 /* A block a token. */
 template <typename T> __global__ void tokens_kernel(cu_embed_tokens_args a) {
+    launches_meet();
     const int w = blockIdx.x, n = blockIdx.y, g = blockIdx.z;
     const int id = static_cast<const int32_t *>(a.ids.p)[view_at(a.ids, g, n, 0, w)];
     const bool known = id >= 0 && id < a.n_tokens;
@@ -58,6 +60,7 @@ template <typename T> __global__ void tokens_kernel(cu_embed_tokens_args a) {
 
 /* A block a row; double, since the arguments reach 1000 and this runs once a schedule. */
 template <typename T> __global__ void time_kernel(cu_view t, cu_view out) {
+    launches_meet();
     const int row = blockIdx.x, half = out.c / 2;
     const double at = static_cast<double>(static_cast<const float *>(t.p)[row * t.sw]);
     T *y = static_cast<T *>(out.p) + row * out.sw;
@@ -71,6 +74,7 @@ template <typename T> __global__ void time_kernel(cu_view t, cu_view out) {
 /* ---- bytes: grid (pixels of a row, rows, g * n) */
 
 template <typename T> __global__ void pack_kernel(cu_view in, cu_view out, int32_t *status) {
+    launches_meet();
     const int w = blockIdx.x * blockDim.x + threadIdx.x, h = blockIdx.y, g = blockIdx.z / out.n, n = blockIdx.z % out.n;
     if (w >= out.w) return;
     const T *x = static_cast<const T *>(in.p) + view_at(in, g, n, h, w);
@@ -86,6 +90,7 @@ template <typename T> __global__ void pack_kernel(cu_view in, cu_view out, int32
 }
 
 template <typename T> __global__ void unpack_kernel(cu_view in, cu_view out) {
+    launches_meet();
     const int w = blockIdx.x * blockDim.x + threadIdx.x, h = blockIdx.y, g = blockIdx.z / out.n, n = blockIdx.z % out.n;
     if (w >= out.w) return;
     const uint8_t *x = static_cast<const uint8_t *>(in.p) + view_at(in, g, n, h, w);
@@ -127,6 +132,7 @@ CU_DEVICE void advance_value(const cu_advance_args &a, const lw_row &r, bool upd
 }
 
 __global__ void advance_kernel(cu_advance_args a) {
+    launches_meet();
     const int row = *reinterpret_cast<volatile int32_t *>(a.status), n_rows = a.status[1];
     const int64_t values = static_cast<int64_t>(a.net_in.n) * a.net_in.h * a.net_in.w * 8;
     const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
@@ -149,50 +155,44 @@ __global__ void advance_kernel(cu_advance_args a) {
     a.status[0] = row + 1;
 }
 
-template <typename TI> cudaError_t launch_combine(cudaStream_t stream, const cu_combine_args &a) {
+template <typename TI> cudaError_t launch_combine(cu_order order, const cu_combine_args &a) {
     const dim3 grid(blocks_for(static_cast<int64_t>(a.out.w) * (a.out.c / 8)), a.out.h, a.out.g * a.out.n);
-    if (a.out.half) combine_kernel<TI, __half><<<grid, THREADS, 0, stream>>>(a);
-    else combine_kernel<TI, float><<<grid, THREADS, 0, stream>>>(a);
-    return cudaGetLastError();
+    if (a.out.half) return start(order, combine_kernel<TI, __half>, grid, THREADS, 0, a);
+    return start(order, combine_kernel<TI, float>, grid, THREADS, 0, a);
 }
 
 } // namespace
 
-cudaError_t cu_combine(cudaStream_t stream, const cu_combine_args *args) {
-    return args->in.half ? launch_combine<__half>(stream, *args) : launch_combine<float>(stream, *args);
+cudaError_t cu_combine(cu_order order, const cu_combine_args *args) {
+    return args->in.half ? launch_combine<__half>(order, *args) : launch_combine<float>(order, *args);
 }
 
-cudaError_t cu_embed_tokens(cudaStream_t stream, const cu_embed_tokens_args *args) {
+cudaError_t cu_embed_tokens(cu_order order, const cu_embed_tokens_args *args) {
     const dim3 grid(args->out.w, args->out.n, args->out.g);
-    if (args->out.half) tokens_kernel<__half><<<grid, 128, 0, stream>>>(*args);
-    else tokens_kernel<float><<<grid, 128, 0, stream>>>(*args);
-    return cudaGetLastError();
+    if (args->out.half) return start(order, tokens_kernel<__half>, grid, 128, 0, *args);
+    return start(order, tokens_kernel<float>, grid, 128, 0, *args);
 }
 
-cudaError_t cu_embed_time(cudaStream_t stream, cu_view t, cu_view out) {
-    if (out.half) time_kernel<__half><<<out.w, 128, 0, stream>>>(t, out);
-    else time_kernel<float><<<out.w, 128, 0, stream>>>(t, out);
-    return cudaGetLastError();
+cudaError_t cu_embed_time(cu_order order, cu_view t, cu_view out) {
+    if (out.half) return start(order, time_kernel<__half>, out.w, 128, 0, t, out);
+    return start(order, time_kernel<float>, out.w, 128, 0, t, out);
 }
 
-cudaError_t cu_pack_u8(cudaStream_t stream, cu_view in, cu_view out, int32_t *status) {
+cudaError_t cu_pack_u8(cu_order order, cu_view in, cu_view out, int32_t *status) {
     const dim3 grid(blocks_for(out.w), out.h, out.g * out.n);
-    if (in.half) pack_kernel<__half><<<grid, THREADS, 0, stream>>>(in, out, status);
-    else pack_kernel<float><<<grid, THREADS, 0, stream>>>(in, out, status);
-    return cudaGetLastError();
+    if (in.half) return start(order, pack_kernel<__half>, grid, THREADS, 0, in, out, status);
+    return start(order, pack_kernel<float>, grid, THREADS, 0, in, out, status);
 }
 
-cudaError_t cu_unpack_u8(cudaStream_t stream, cu_view in, cu_view out) {
+cudaError_t cu_unpack_u8(cu_order order, cu_view in, cu_view out) {
     const dim3 grid(blocks_for(out.w), out.h, out.g * out.n);
-    if (out.half) unpack_kernel<__half><<<grid, THREADS, 0, stream>>>(in, out);
-    else unpack_kernel<float><<<grid, THREADS, 0, stream>>>(in, out);
-    return cudaGetLastError();
+    if (out.half) return start(order, unpack_kernel<__half>, grid, THREADS, 0, in, out);
+    return start(order, unpack_kernel<float>, grid, THREADS, 0, in, out);
 }
 
-cudaError_t cu_advance(cudaStream_t stream, const cu_advance_args *args) {
+cudaError_t cu_advance(cu_order order, const cu_advance_args *args) {
     const int64_t values = static_cast<int64_t>(args->net_in.n) * args->net_in.h * args->net_in.w * 8;
     unsigned blocks = blocks_for(values > args->n_addends ? values : args->n_addends);
     if (blocks > 512) blocks = 512;
-    advance_kernel<<<blocks, THREADS, 0, stream>>>(*args);
-    return cudaGetLastError();
+    return start(order, advance_kernel, blocks, THREADS, 0, *args);
 }

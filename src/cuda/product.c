@@ -52,27 +52,32 @@ static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op
     return cu_want_vector(params, p->bias, &s->bias, err);
 }
 
-static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *op, void *state, const lw_run *r,
-                     lw_error *err) {
+cu_product_args cu_product_at(const lw_params *params, const lw_op *op, const lw_run *run, int32_t weights,
+                              int32_t bias) {
     const lw_product_args *p = &op->m->product;
-    const product_state *s = state;
     int64_t d[4];
     lw_param_dims(params, p->w, d);
-    cu_product_args a = {.in = cu_view_at(r, p->in.a),
-                         .out = cu_view_at(r, p->out),
-                         .weights = lw_pack_data(params, s->weights),
-                         .n_rows = (int32_t)d[0],
-                         .kh = p->kh,
-                         .kw = p->kw,
-                         .stride = p->stride,
-                         .pad_top = p->pad_top,
-                         .pad_left = p->pad_left,
-                         .epi = cu_epilogue_at(params, r, &p->epi, s->bias),
-                         .tile = s->tile,
-                         .splits = s->splits,
-                         .partials = r->workspace};
+    return (cu_product_args){.in = cu_view_at(run, p->in.a),
+                             .out = cu_view_at(run, p->out),
+                             .weights = lw_pack_data(params, weights),
+                             .n_rows = (int32_t)d[0],
+                             .kh = p->kh,
+                             .kw = p->kw,
+                             .stride = p->stride,
+                             .pad_top = p->pad_top,
+                             .pad_left = p->pad_left,
+                             .epi = cu_epilogue_at(params, run, &p->epi, bias)};
+}
+
+static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *op, void *state, const lw_run *r,
+                     lw_error *err) {
+    const product_state *s = state;
+    cu_product_args a = cu_product_at(params, op, r, s->weights, s->bias);
+    a.tile = s->tile;
+    a.splits = s->splits;
+    a.partials = r->workspace;
     LW_TRY(cu_enter(backend, err));
-    return cu_launched(backend, op, cu_product(cu_stream(backend, r), &a), err);
+    return cu_launched(backend, op, cu_product(cu_order_of(backend, r), &a), err);
 }
 
 enum { TAKES = LW_TAKES_ADDEND | LW_TAKES_ACT | LW_TAKES_GEGLU | LW_TAKES_SCALE | LW_TAKES_RESIDUAL };

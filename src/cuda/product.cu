@@ -162,6 +162,7 @@ CU_DEVICE void multiply_step(__half *stage, float sums[block<T>::M_TILES][block<
 /* Grid: (tiles of columns, tiles of rows, splits). */
 template <int T>
 __global__ void __launch_bounds__(block<T>::N_THREADS, tile_shape<T>::BLOCKS) half_kernel(cu_product_args a) {
+    launches_meet();
     typedef block<T> B;
     const int STAGES = tile_shape<T>::STAGES;
     extern __shared__ __align__(128) unsigned char shared_bytes[];
@@ -232,6 +233,7 @@ CU_DEVICE float4 load_window(const cu_product_args &a, const window &at, const p
 }
 
 __global__ void __launch_bounds__(F32_THREADS) float_kernel(cu_product_args a) {
+    launches_meet();
     __shared__ __align__(16) float shared[F32_TILE * (F32_TILE + 4)];
     float(*sa)[F32_TILE + 4] = reinterpret_cast<float(*)[F32_TILE + 4]>(shared), (*sb)[F32_TILE + 4] = sa + F32_STEP;
     const int n_rows = a.out.g * a.out.n * a.out.h * a.out.w, first_row = blockIdx.y * F32_TILE;
@@ -273,16 +275,15 @@ __global__ void __launch_bounds__(F32_THREADS) float_kernel(cu_product_args a) {
 
 /* ---- launching */
 
-template <int T> cudaError_t launch_half(cudaStream_t stream, const cu_product_args &a, dim3 grid) {
+template <int T> cudaError_t launch_half(cu_order order, const cu_product_args &a, dim3 grid) {
     cudaError_t e = cudaFuncSetAttribute(half_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                          static_cast<int>(block<T>::BYTES));
     if (e != cudaSuccess) return e;
-    half_kernel<T><<<grid, block<T>::N_THREADS, block<T>::BYTES, stream>>>(a);
-    return cudaGetLastError();
+    return start(order, half_kernel<T>, grid, block<T>::N_THREADS, block<T>::BYTES, a);
 }
 
 /* The parts of a split sum as one dense float tensor a split. */
-cudaError_t finish_splits(cudaStream_t stream, const cu_product_args &a) {
+cudaError_t finish_splits(cu_order order, const cu_product_args &a) {
     const int64_t c = a.n_rows, w = a.out.w, h = a.out.h, n = a.out.n;
     cu_combine_args combine = {};
     combine.in = a.out;
@@ -297,21 +298,19 @@ cudaError_t finish_splits(cudaStream_t stream, const cu_product_args &a) {
     combine.splits = a.splits;
     combine.split_stride = c * w * h * n * a.out.g;
     combine.epi = a.epi;
-    return cu_combine(stream, &combine);
+    return cu_combine(order, &combine);
 }
 
 } // namespace
 
-cudaError_t cu_product(cudaStream_t stream, const cu_product_args *args) {
+cudaError_t cu_product(cu_order order, const cu_product_args *args) {
     const int rows = args->out.g * args->out.n * args->out.h * args->out.w, tile = args->tile == CU_TILE_128 ? 128 : 64;
     const int columns = args->epi.act == CU_ACT_GEGLU && args->splits == 1 ? tile / 2 : tile,
               wide = args->splits > 1 ? args->n_rows : args->out.c;
     const dim3 grid((wide + columns - 1) / columns, (rows + tile - 1) / tile, args->splits);
     cudaError_t e;
-    if (args->tile == CU_TILE_F32) {
-        float_kernel<<<grid, F32_THREADS, 0, stream>>>(*args);
-        e = cudaGetLastError();
-    } else e = tile == 128 ? launch_half<128>(stream, *args, grid) : launch_half<64>(stream, *args, grid);
-    if (e == cudaSuccess && args->splits > 1) e = finish_splits(stream, *args);
+    if (args->tile == CU_TILE_F32) e = start(order, float_kernel, grid, F32_THREADS, 0, *args);
+    else e = tile == 128 ? launch_half<128>(order, *args, grid) : launch_half<64>(order, *args, grid);
+    if (e == cudaSuccess && args->splits > 1) e = finish_splits(order, *args);
     return e;
 }

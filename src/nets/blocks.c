@@ -29,10 +29,7 @@ static lw_view channels_of(lw_prologue in) {
 
 /* cat needs both on the same g and n: shared ones are spread. */
 lw_prologue lw_cat(lw_view a, lw_view b) {
-    lw_prologue in = {
-        .a = a,
-        .b = b,
-        .norm = {.gamma = LW_NO_PARAM, .beta = LW_NO_PARAM, .stats_a = LW_NO_VIEW, .stats_b = LW_NO_VIEW}};
+    lw_prologue in = lw_plain(a);
     if (lw_view_is(b)) {
         int32_t g = lw_max_i32(a.g, b.g), n = lw_max_i32(a.n, b.n);
         in.a = lw_view_samples(lw_view_guidance(a, g), n);
@@ -40,8 +37,6 @@ lw_prologue lw_cat(lw_view a, lw_view b) {
     }
     return in;
 }
-
-lw_prologue lw_plain(lw_view a) { return lw_cat(a, LW_NO_VIEW); }
 
 lw_epilogue lw_no_epilogue(void) {
     return (lw_epilogue){.addend = LW_NO_VIEW, .scale = LW_NO_VIEW, .residual = LW_NO_VIEW};

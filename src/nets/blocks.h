@@ -16,7 +16,6 @@ typedef struct lw_net {
 /* prefix + the formatted rest; in net_names' arena of the program. Never NULL. */
 const char *lw_net_name(const lw_net *net, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-lw_prologue lw_plain(lw_view a);
 lw_prologue lw_cat(lw_view a, lw_view b); /* b may be none */
 /* GroupNorm and act of cat(a, b); name: of the norm, without ".weight". */
 lw_prologue lw_group_norm(const lw_net *net, const char *name, lw_view a, lw_view b, float eps, lw_act act);
@@ -45,9 +44,6 @@ lw_view lw_net_attention(const lw_net *net, const char *name, lw_view q, lw_view
 lw_view lw_net_res_block(const lw_net *net, const char *name, lw_view a, lw_view b, lw_view addend);
 /* The SpatialTransformer; k, v: [g,1,1,77,c]. */
 lw_view lw_net_transformer(const lw_net *net, const char *name, lw_view x, lw_view k, lw_view v);
-
-/* K and V of every cross-attention of one network from the text features; part of the text program (unet.c). */
-void lw_record_kv(lw_program *p, const lw_model *model, const lw_unet_layout *u, lw_view context);
 
 int32_t lw_max_i32(int32_t a, int32_t b);
 

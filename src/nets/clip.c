@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * CLIP's text tower (pre-LN transformer, causal mask, no padding mask) and what the job needs of it: every
- * cross-attention's K and V. */
+ * CLIP's text tower: pre-LN transformer, causal mask, no padding mask. */
 #include "nets/blocks.h"
 
 #include <stdio.h>
@@ -31,7 +30,7 @@ static lw_view record_layer(const lw_net *net, int32_t i, lw_view x) {
     return lw_net_linear(net, (const char *[]){name[2]}, 1, true, lw_plain(h), epi, LW_NO_VIEW);
 }
 
-void lw_record_text(lw_program *p, const lw_model *m, int32_t g, int32_t n_controls, int32_t clip_skip) {
+void lw_record_clip(lw_program *p, const lw_model *m, int32_t g, int32_t clip_skip) {
     lw_net net = {.p = p, .model = m, .prefix = "clip.text_model.", .groups = 1, .heads = m->config.clip_heads};
     lw_view ids = lw_rec_extern(p, "ids", LW_I32, g, 1, 1, LW_N_TOKENS, 1);
     lw_view x = lw_rec_temp(p, p->act, g, 1, 1, LW_N_TOKENS, m->text_width);
@@ -51,6 +50,9 @@ void lw_record_text(lw_program *p, const lw_model *m, int32_t g, int32_t n_contr
     a = lw_rec_op(p, LW_OP_APPLY, "clip.final_layer_norm");
     if (!a) return;
     a->apply = (lw_apply_args){.in = lw_layer_norm(&net, "final_layer_norm", x), .out = context};
-    lw_record_kv(p, m, &m->unet, context);
-    for (int32_t k = 0; k < n_controls; k++) lw_record_kv(p, m, &m->control[k], context);
+}
+
+void lw_record_text(lw_program *p, const lw_model *m, int32_t g, int32_t n_controls, int32_t clip_skip) {
+    lw_record_clip(p, m, g, clip_skip);
+    lw_record_kv(p, m, g, n_controls);
 }

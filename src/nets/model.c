@@ -24,6 +24,14 @@ static const lw_weights *store_of(const lw_model *m, const char *name, const cha
     return m->controls[k] ? m->controls[k] : m->base;
 }
 
+/* Of the file that a network of this prefix is in. */
+static const char *path_of(const lw_model *m, const char *prefix) {
+    char buffer[256];
+    const char *inner;
+    const lw_weights *store = store_of(m, prefix, &inner, buffer);
+    return lw_weights_path(store ? store : m->base);
+}
+
 static const lw_tensor *find(const lw_model *m, const char *name, const lw_weights **store) {
     char buffer[256];
     const char *inner;
@@ -197,7 +205,7 @@ static lw_status count_blocks(const lw_model *m, const char *prefix, const char 
     for (int32_t i = 0; i < LW_MAX_BLOCKS; i++)
         if (lw_model_has(m, "%s%s.%d.", prefix, list, i)) *n = i + 1;
     if (*n == 0 || lw_model_has(m, "%s%s.%d.", prefix, list, LW_MAX_BLOCKS))
-        return lw_fail(err, LW_EMODEL, "%s: network %s has %s %s blocks, 1 to %d can be used", lw_weights_path(m->base),
+        return lw_fail(err, LW_EMODEL, "%s: network %s has %s %s blocks, 1 to %d can be used", path_of(m, prefix),
                        prefix, *n ? "over 64" : "no", list, LW_MAX_BLOCKS);
     return LW_OK;
 }
@@ -236,6 +244,7 @@ static void read_middle(const lw_model *m, lw_unet_layout *u) {
     }
     snprintf(u->mid[1].name, sizeof u->mid[1].name, "middle_block.1");
     u->mid[1].transformer = true;
+    u->context = (int32_t)dim(m, 1, "%s%s.transformer_blocks.0.attn2.to_k.weight", u->prefix, u->mid[1].name);
     u->mid[1].c_out = u->mid[0].c_out;
     u->mid[1].kv = u->n_kv;
     u->n_kv += 2 * u->mid[1].c_out;
@@ -247,7 +256,7 @@ static lw_status read_layout(const lw_model *m, lw_unet_layout *u, const char *p
     u->width = (int32_t)dim(m, 1, "%stime_embed.0.weight", prefix);
     if (u->width < 8 || u->width % 8)
         return lw_fail(err, LW_EMODEL, "%s: tensor %stime_embed.0.weight has %d columns, a multiple of 8 was expected",
-                       lw_weights_path(m->base), prefix, u->width);
+                       path_of(m, prefix), prefix, u->width);
     LW_TRY(count_blocks(m, prefix, "input_blocks", &u->n_in, err));
     for (int32_t i = 0; i < u->n_in; i++) read_block(m, u, &u->in[i], "input_blocks", i, false);
     read_middle(m, u);
@@ -257,7 +266,7 @@ static lw_status read_layout(const lw_model *m, lw_unet_layout *u, const char *p
         if (u->n_out != u->n_in)
             return lw_fail(err, LW_EMODEL,
                            "%s: network %s has %d input blocks and %d output blocks, as many were expected",
-                           lw_weights_path(m->base), prefix, u->n_in, u->n_out);
+                           path_of(m, prefix), prefix, u->n_in, u->n_out);
     }
     for (int32_t i = 0; i < u->n_in + 3 + u->n_out; i++) {
         const lw_block *b = i < u->n_in ? &u->in[i] : i < u->n_in + 3 ? &u->mid[i - u->n_in] : &u->out[i - u->n_in - 3];
@@ -265,10 +274,10 @@ static lw_status read_layout(const lw_model *m, lw_unet_layout *u, const char *p
             return lw_fail(
                 err, LW_EMODEL,
                 "%s: block %s%s has %d channels (its convolution is missing or odd), a multiple of 8 was expected",
-                lw_weights_path(m->base), prefix, b->name, b->c_out);
+                path_of(m, prefix), prefix, b->name, b->c_out);
     }
     if (u->n_levels > LW_MAX_LEVELS)
-        return lw_fail(err, LW_EMODEL, "%s: network %s has %d levels, at most %d can be used", lw_weights_path(m->base),
+        return lw_fail(err, LW_EMODEL, "%s: network %s has %d levels, at most %d can be used", path_of(m, prefix),
                        prefix, u->n_levels, LW_MAX_LEVELS);
     return LW_OK;
 }
@@ -279,14 +288,14 @@ static lw_status read_controls(lw_model *m, lw_error *err) {
         if (k) snprintf(prefix, sizeof prefix, "control%d.", k);
         LW_TRY(read_layout(m, &m->control[k], prefix, false, err));
         if (m->control[k].n_in != m->unet.n_in)
-            return lw_fail(err, LW_EMODEL, "%s: ControlNet %d has %d input blocks, the UNet has %d",
-                           lw_weights_path(m->base), k, m->control[k].n_in, m->unet.n_in);
+            return lw_fail(err, LW_EMODEL, "%s: ControlNet %d has %d input blocks, the UNet has %d", path_of(m, prefix),
+                           k, m->control[k].n_in, m->unet.n_in);
         for (int32_t i = 0; i < m->unet.n_in; i++)
             if (m->control[k].in[i].c_out != m->unet.in[i].c_out || m->control[k].in[i].down != m->unet.in[i].down)
                 return lw_fail(
                     err, LW_EMODEL,
                     "%s: ControlNet %d is not of the UNet's shape: input block %d has %d channels, the UNet's %d",
-                    lw_weights_path(m->base), k, i, m->control[k].in[i].c_out, m->unet.in[i].c_out);
+                    path_of(m, prefix), k, i, m->control[k].in[i].c_out, m->unet.in[i].c_out);
     }
     return LW_OK;
 }
@@ -389,7 +398,7 @@ lw_status lw_model_check(lw_model *m, lw_params *params, lw_error *err) {
     lw_program *p;
     if ((p = lw_program_new("text", params, LW_F32))) lw_record_text(p, m, 2, m->n_controls, 0);
     LW_TRY(finish(p, err));
-    if ((p = lw_program_new("time", params, LW_F32))) lw_record_time(p, m, m->n_controls, 1);
+    if ((p = lw_program_new("time", params, LW_F32))) lw_record_time(p, m, m->n_controls, 1, "t", "addend_table");
     LW_TRY(finish(p, err));
     for (int32_t k = 0; k < m->n_controls; k++) {
         if ((p = lw_program_new("hint", params, LW_F32))) lw_record_hint(p, m, k, side, side);

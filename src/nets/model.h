@@ -32,7 +32,7 @@ typedef struct lw_block {
 typedef struct lw_unet_layout {
     char prefix[16]; /* "unet.", "control.", "control1." … */
     int32_t width;   /* model_channels */
-    int32_t context; /* width of the text features; 0: no cross-attention */
+    int32_t context; /* width of the text features, as the middle block's cross-attention takes them */
     int32_t n_in, n_out;
     lw_block in[LW_MAX_BLOCKS], mid[3], out[LW_MAX_BLOCKS];
     int32_t n_levels;
@@ -65,20 +65,25 @@ lw_status lw_model_check(lw_model *model, lw_params *params, lw_error *err);
 
 /* ---- programs. g: guidance passes (1 or 2), n: samples, h and w: of the latents */
 
-/* ids [g,1,1,77] -> "<prefix>kv" [g,1,1,77,n_kv] of the UNet and of the first n_controls ControlNets. */
+/* Both of the next two. */
 void lw_record_text(lw_program *p, const lw_model *model, int32_t g, int32_t n_controls, int32_t clip_skip);
-/* "edges" u8 [1,1,8h,8w,3] -> "hint<k>" */
+/* CLIP: "ids" [g,1,1,77] -> "context" [g,1,1,77,text_width] */
+void lw_record_clip(lw_program *p, const lw_model *model, int32_t g, int32_t clip_skip);
+/* "context" -> "<prefix>kv" [g,1,1,77,n_kv] of the UNet and of the first n_controls ControlNets */
+void lw_record_kv(lw_program *p, const lw_model *model, int32_t g, int32_t n_controls);
+/* "edges<k>" u8 [1,1,8h,8w,3] -> "hint<k>" */
 void lw_record_hint(lw_program *p, const lw_model *model, int32_t k, int32_t h, int32_t w);
-/* "t" f32 [rows] -> "addend_table" [rows, sum of the layouts' n_addends]: UNet first, then the ControlNets. */
-void lw_record_time(lw_program *p, const lw_model *model, int32_t n_controls, int32_t rows);
+/* `from` f32 [rows] timesteps -> `to` [rows, sum of the layouts' n_addends]: UNet first, then the ControlNets. */
+void lw_record_time(lw_program *p, const lw_model *model, int32_t n_controls, int32_t rows, const char *from,
+                    const char *to);
 /* One evaluation and its update. controls: bit k = ControlNet k takes part. */
 typedef struct lw_step_shape {
     int32_t g, n, h, w, n_controls, rows, n_noise;
     uint32_t controls;
 } lw_step_shape;
 void lw_record_step(lw_program *p, const lw_model *model, const lw_step_shape *shape);
-/* Only the advance op, before the first step. */
-void lw_record_begin(lw_program *p, const lw_model *model, const lw_step_shape *shape);
+/* Only the advance op: the one before the first step, or one that reads "eps" [g,n,h,w,8]. */
+void lw_record_advance(lw_program *p, const lw_model *model, const lw_step_shape *shape, bool first);
 /* "x" f32 [n,h,w,8] -> "image" u8 [n,8h,8w,3] */
 void lw_record_decode(lw_program *p, const lw_model *model, int32_t n, int32_t h, int32_t w);
 

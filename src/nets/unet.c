@@ -27,7 +27,7 @@ static lw_net net_of(lw_program *p, const lw_model *m, const lw_unet_layout *u) 
 
 /* ---- text: the K and V of every cross-attention */
 
-static void record_kv(const lw_net *net, const lw_block *b, const char *transformer, lw_view context, lw_view kv) {
+static void record_kv_of(const lw_net *net, const lw_block *b, const char *transformer, lw_view context, lw_view kv) {
     char k[96], v[96];
     snprintf(k, sizeof k, "%s.transformer_blocks.0.attn2.to_k", transformer);
     snprintf(v, sizeof v, "%s.transformer_blocks.0.attn2.to_v", transformer);
@@ -35,34 +35,42 @@ static void record_kv(const lw_net *net, const lw_block *b, const char *transfor
                   lw_view_channels(kv, b->kv, 2 * b->c_out));
 }
 
-void lw_record_kv(lw_program *p, const lw_model *m, const lw_unet_layout *u, lw_view context) {
+static void record_kv(lw_program *p, const lw_model *m, const lw_unet_layout *u, lw_view context) {
     lw_net net = net_of(p, m, u);
     char name[48];
     snprintf(name, sizeof name, "%skv", u->prefix);
     lw_view kv = lw_rec_extern(p, name, p->act, context.g, 1, 1, context.w, u->n_kv);
     for (int32_t i = 0; i < u->n_in; i++) {
         snprintf(name, sizeof name, "%s.1", u->in[i].name);
-        if (u->in[i].transformer) record_kv(&net, &u->in[i], name, context, kv);
+        if (u->in[i].transformer) record_kv_of(&net, &u->in[i], name, context, kv);
     }
-    record_kv(&net, &u->mid[1], u->mid[1].name, context, kv);
+    record_kv_of(&net, &u->mid[1], u->mid[1].name, context, kv);
     for (int32_t i = 0; i < u->n_out; i++) {
         snprintf(name, sizeof name, "%s.1", u->out[i].name);
-        if (u->out[i].transformer) record_kv(&net, &u->out[i], name, context, kv);
+        if (u->out[i].transformer) record_kv_of(&net, &u->out[i], name, context, kv);
     }
+}
+
+void lw_record_kv(lw_program *p, const lw_model *m, int32_t g, int32_t n_controls) {
+    int32_t width = m->text_width ? m->text_width : m->unet.context; /* 0: a UNet by itself, for tests */
+    lw_view context = lw_rec_extern(p, "context", p->act, g, 1, 1, LW_N_TOKENS, width);
+    record_kv(p, m, &m->unet, context);
+    for (int32_t k = 0; k < n_controls; k++) record_kv(p, m, &m->control[k], context);
 }
 
 /* ---- hint */
 
 void lw_record_hint(lw_program *p, const lw_model *m, int32_t k, int32_t h, int32_t w) {
     lw_net net = net_of(p, m, &m->control[k]);
-    lw_view edges = lw_rec_extern(p, "edges", LW_U8, 1, 1, 8 * h, 8 * w, 3);
+    char name[48];
+    snprintf(name, sizeof name, "edges%d", k);
+    lw_view edges = lw_rec_extern(p, name, LW_U8, 1, 1, 8 * h, 8 * w, 3);
     lw_view x = lw_rec_temp(p, p->act, 1, 1, 8 * h, 8 * w, 8);
     lw_args *a = lw_rec_op(p, LW_OP_UNPACK_U8, "edges");
     if (!a) return;
     a->pack = (lw_pack_args){.in = edges, .out = x, .status = LW_NO_VIEW};
     static const int32_t strides[] = {1, 1, 2, 1, 2, 1, 2, 1}; /* cldm.ControlNet: down by 8 in all */
     for (int32_t i = 0; i < 8; i++) {
-        char name[48];
         snprintf(name, sizeof name, "input_hint_block.%d", 2 * i);
         lw_epilogue epi = lw_no_epilogue();
         if (i < 7) epi.act = LW_ACT_SILU;
@@ -71,7 +79,6 @@ void lw_record_hint(lw_program *p, const lw_model *m, int32_t k, int32_t h, int3
     if (p->status == LW_OK && x.c != m->control[k].in[0].c_out)
         lw_program_fail(p, LW_EMODEL, "tensor %sinput_hint_block.14.weight: %d outputs, expected %d", net.prefix, x.c,
                         m->control[k].in[0].c_out);
-    char name[16];
     snprintf(name, sizeof name, "hint%d", k);
     a = lw_rec_op(p, LW_OP_APPLY, name);
     if (a) a->apply = (lw_apply_args){.in = lw_plain(x), .out = lw_rec_extern(p, name, p->act, 1, 1, h, w, x.c)};
@@ -111,9 +118,10 @@ static void record_time_of(lw_program *p, const lw_model *m, const lw_unet_layou
 }
 
 /* Addends stay fp32 whatever the activations are: they are small, and the sum they go into is fp32 in every tactic. */
-void lw_record_time(lw_program *p, const lw_model *m, int32_t n_controls, int32_t rows) {
-    lw_view t = lw_rec_extern(p, "t", LW_F32, 1, 1, 1, rows, 1);
-    lw_view table = lw_rec_extern(p, "addend_table", LW_F32, 1, 1, 1, rows, lw_model_addends(m, n_controls));
+void lw_record_time(lw_program *p, const lw_model *m, int32_t n_controls, int32_t rows, const char *from,
+                    const char *to) {
+    lw_view t = lw_rec_extern(p, from, LW_F32, 1, 1, 1, rows, 1);
+    lw_view table = lw_rec_extern(p, to, LW_F32, 1, 1, 1, rows, lw_model_addends(m, n_controls));
     int32_t at = 0;
     record_time_of(p, m, &m->unet, t, lw_view_channels(table, at, m->unet.n_addends));
     at += m->unet.n_addends;
@@ -154,6 +162,7 @@ static lw_view transform(const step *s, const lw_net *net, const lw_unet_layout 
 static void record_encoder(const step *s, const lw_unet_layout *u, lw_view addends, lw_view hint, taps *out) {
     lw_net net = net_of(s->p, s->m, u);
     lw_view h = s->net_in;
+    int32_t first = s->p->n_ops;
     char name[48];
     for (int32_t i = 0; i < u->n_in; i++) {
         const lw_block *b = &u->in[i];
@@ -177,12 +186,14 @@ static void record_encoder(const step *s, const lw_unet_layout *u, lw_view adden
     h = lw_net_res_block(&net, u->mid[2].name, h, LW_NO_VIEW,
                          lw_view_channels(addends, u->mid[2].addend, u->mid[2].c_out));
     out->at[out->n++] = h;
+    lw_rec_range(s->p, LW_RANGE_PARALLEL, first);
 }
 
 /* tap i += scale * zero_conv_i(control tap i) */
 static void record_zero_convs(const step *s, int32_t k, const taps *control, taps *unet) {
     const lw_unet_layout *u = &s->m->control[k];
     lw_net net = net_of(s->p, s->m, u);
+    int32_t first = s->p->n_ops;
     for (int32_t i = 0; i < control->n; i++) {
         char name[48];
         if (i < u->n_in) snprintf(name, sizeof name, "zero_convs.%d.0", i);
@@ -196,6 +207,7 @@ static void record_zero_convs(const step *s, int32_t k, const taps *control, tap
         epi.scale.c = 1;
         unet->at[i] = lw_net_conv(&net, name, &(lw_conv){.in = lw_plain(control->at[i]), .epi = epi, .kernel = 1});
     }
+    lw_rec_range(s->p, LW_RANGE_INDEPENDENT, first);
 }
 
 static lw_view record_decoder(const step *s, const taps *skips) {
@@ -261,9 +273,9 @@ static step begin(lw_program *p, const lw_model *m, const lw_step_shape *t) {
                   .scales = lw_rec_extern(p, "scales", LW_F32, 1, 1, 1, 1, lw_scales_row(t->n_controls, t->g))};
 }
 
-void lw_record_begin(lw_program *p, const lw_model *m, const lw_step_shape *shape) {
-    step s = begin(p, m, shape);
-    record_advance(&s, LW_NO_VIEW);
+void lw_record_advance(lw_program *p, const lw_model *m, const lw_step_shape *t, bool first) {
+    step s = begin(p, m, t);
+    record_advance(&s, first ? LW_NO_VIEW : lw_rec_extern(p, "eps", p->act, t->g, t->n, t->h, t->w, 8));
 }
 
 void lw_record_step(lw_program *p, const lw_model *m, const lw_step_shape *shape) {

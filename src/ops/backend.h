@@ -72,6 +72,7 @@ struct lw_backend {
     int32_t threads;
     lw_pool *pool;          /* of the host; NULL: one thread */
     char description[160];
+    int64_t cache_bytes;             /* of the last cache before memory; 0: what the host's system says */
     const lw_tactic *const *tactics; /* by preference */
     int32_t n_tactics;
     lw_status (*alloc)(lw_backend *backend, size_t bytes, void **out, lw_error *err); /* 64-byte aligned, zeroed */
@@ -128,9 +129,13 @@ lw_status lw_param_eval(const lw_params *params, lw_param p, float *dst, lw_erro
 /* Chooses tactics and lays out memory; allocates no device memory and packs nothing. The plan keeps the program
  * (borrowed until it is freed). */
 lw_status lw_plan_make(lw_plan **out, lw_backend *backend, const lw_program *program, lw_error *err);
-/* The same, where an op that has a choice (choices may be NULL) gets that tactic if it supports the op. */
-lw_status lw_plan_make_chosen(lw_plan **out, lw_backend *backend, const lw_choices *choices, const lw_program *program,
-                              lw_error *err);
+typedef struct lw_plan_options {
+    const lw_choices *choices; /* an op that has one gets that tactic if it supports the op; may be NULL */
+    bool unfused;              /* one thing an op: norms, activations and sums are ops of their own beside products */
+    bool no_graph;             /* ops are always run one by one */
+} lw_plan_options;
+lw_status lw_plan_make_with(lw_plan **out, lw_backend *backend, const lw_plan_options *options,
+                            const lw_program *program, lw_error *err);
 void lw_plan_free(lw_plan *plan);
 uint64_t lw_plan_temp_bytes(const lw_plan *plan);
 /* The bytes the program needs of an extern buffer, 0 if it has none of that name. */

@@ -110,6 +110,8 @@ typedef struct lw_prologue {
     bool up2; /* nearest, both sides doubled */
 } lw_prologue;
 
+lw_prologue lw_plain(lw_view a); /* a as it is */
+
 typedef struct lw_epilogue {
     lw_view addend; /* [g,n,1,1,c] */
     lw_act act;
@@ -225,6 +227,15 @@ typedef struct lw_buffer {
     const char *name; /* extern: what the session binds */
 } lw_buffer;
 
+/* Ops [first, end) of a program, marked by who recorded them: adjacent parallel ranges read nothing of each other; the ops
+ * of an independent range read nothing of each other. */
+typedef enum lw_range_kind { LW_RANGE_PARALLEL, LW_RANGE_INDEPENDENT } lw_range_kind;
+typedef struct lw_range {
+    lw_range_kind kind;
+    int32_t first, end;
+} lw_range;
+enum { LW_MAX_RANGES = 32 };
+
 /* A recorded program: a chain of ops. Recording functions note the first error and do nothing after it. */
 typedef struct lw_program {
     lw_arena *arena;
@@ -235,6 +246,8 @@ typedef struct lw_program {
     lw_op *ops;
     lw_buffer *buffers;
     struct lw_stats_note *stats; /* which views have statistics already */
+    int32_t n_ranges;            /* in order, none within another; those over the limit are not noted */
+    lw_range ranges[LW_MAX_RANGES];
     lw_status status;
     lw_error error;
 } lw_program;
@@ -250,6 +263,9 @@ lw_view lw_rec_temp(lw_program *p, lw_dtype dtype, int32_t g, int32_t n, int32_t
 lw_view lw_rec_extern(lw_program *p, const char *name, lw_dtype dtype, int32_t g, int32_t n, int32_t h, int32_t w,
                       int32_t c);
 lw_args *lw_rec_op(lw_program *p, lw_op_kind kind, const char *name);
+
+/* Marks the ops recorded since first (a value of p->n_ops) as a range. */
+void lw_rec_range(lw_program *p, lw_range_kind kind, int32_t first);
 
 /* Statistics of v: recorded once for each view, in parts of lw_rows_per_part rows. */
 lw_view lw_rec_stats(lw_program *p, lw_view v);

@@ -9,6 +9,7 @@
 
 #include <string.h>
 
+#include "ops/pass.h"
 #include "ops/tune.h"
 
 typedef struct step {
@@ -28,7 +29,7 @@ typedef struct place {
 
 struct lw_plan {
     lw_backend *backend;
-    const lw_choices *choices;
+    lw_plan_options options;
     const lw_program *program;
     lw_arena *arena;
     lw_program *lowered; /* buffers and ops added by lowering live here */
@@ -63,6 +64,11 @@ static lw_status add_step(lw_plan *plan, const lw_op *op, const lw_tactic *tacti
 
 static lw_status lower(lw_plan *plan, const lw_op *op, lw_error *err);
 
+/* What a tactic may take in this plan. */
+static uint32_t takes(const lw_plan *plan, const lw_tactic *t) {
+    return plan->options.unfused ? t->takes & LW_TAKES_MEMBERS : t->takes;
+}
+
 static bool prologue_plain(const lw_prologue *in, const lw_view *out) {
     return !lw_view_is(in->b) && in->norm.kind == LW_NORM_NONE && in->act == LW_ACT_NONE && !in->up2 &&
            lw_view_dense(&in->a) && in->a.g == out->g && in->a.n == out->n;
@@ -74,118 +80,146 @@ static lw_view prologue_temp(lw_plan *plan, const lw_prologue *in, const lw_view
     return lw_rec_temp(plan->lowered, in->a.dtype, out->g, out->n, in->a.h * up, in->a.w * up, c);
 }
 
-static lw_args *new_args(lw_plan *plan, lw_op *op, lw_op_kind kind, const char *name) {
-    lw_args *m = lw_arena_alloc(plan->arena, 1, sizeof *m);
-    *op = (lw_op){.kind = kind, .n_member = 1, .name = name, .m = m};
+/* An op of n members; their args are zero. */
+static lw_args *new_args(lw_plan *plan, lw_op *op, lw_op_kind kind, const char *name, int32_t n) {
+    lw_args *m = lw_arena_alloc(plan->arena, (size_t)n, sizeof *m);
+    *op = (lw_op){.kind = kind, .n_member = n, .name = name, .m = m};
     return m;
 }
 
-static lw_status lower_prologue(lw_plan *plan, lw_product_args *p, const char *name, lw_error *err) {
+static lw_status lower_prologue(lw_plan *plan, lw_op *product, lw_error *err) {
     lw_op apply;
-    lw_args *m = new_args(plan, &apply, LW_OP_APPLY, name);
+    lw_args *m = new_args(plan, &apply, LW_OP_APPLY, product->name, product->n_member);
     if (!m) return no_memory(plan, err);
-    lw_view made = prologue_temp(plan, &p->in, &p->out);
-    m->apply = (lw_apply_args){.in = p->in, .out = made};
-    LW_TRY(lower(plan, &apply, err));
-    p->in = (lw_prologue){.a = made, .b = LW_NO_VIEW, .norm = {.stats_a = LW_NO_VIEW, .stats_b = LW_NO_VIEW}};
-    return LW_OK;
+    for (int32_t k = 0; k < product->n_member; k++) {
+        lw_product_args *p = &product->m[k].product;
+        lw_view made = prologue_temp(plan, &p->in, &p->out);
+        m[k].apply = (lw_apply_args){.in = p->in, .out = made};
+        p->in = lw_plain(made);
+    }
+    return lower(plan, &apply, err);
 }
 
 /* The shortcut as a product of its own, whose output becomes the residual. */
-static lw_status lower_shortcut(lw_plan *plan, lw_product_args *p, const char *name, lw_error *err) {
+static lw_status lower_shortcut(lw_plan *plan, lw_op *op, lw_error *err) {
     lw_op product;
-    lw_args *m = new_args(plan, &product, LW_OP_CONV2D, name);
+    lw_args *m = new_args(plan, &product, LW_OP_CONV2D, op->name, op->n_member);
     if (!m) return no_memory(plan, err);
-    lw_view made = lw_rec_temp(plan->lowered, p->out.dtype, p->out.g, p->out.n, p->out.h, p->out.w, p->out.c);
-    m->product = (lw_product_args){
-        .in = {.a = p->shortcut_a,
-               .b = p->shortcut_b,
-               .norm = {.gamma = LW_NO_PARAM, .beta = LW_NO_PARAM, .stats_a = LW_NO_VIEW, .stats_b = LW_NO_VIEW}},
-        .w = p->shortcut_w,
-        .bias = p->shortcut_bias,
-        .kh = 1,
-        .kw = 1,
-        .stride = 1,
-        .epi = {.addend = LW_NO_VIEW, .scale = LW_NO_VIEW, .residual = LW_NO_VIEW},
-        .shortcut_a = LW_NO_VIEW,
-        .shortcut_b = LW_NO_VIEW,
-        .shortcut_w = LW_NO_PARAM,
-        .shortcut_bias = LW_NO_PARAM,
-        .out = made};
-    LW_TRY(lower(plan, &product, err));
-    p->epi.residual = made;
-    p->shortcut_a = p->shortcut_b = LW_NO_VIEW;
-    p->shortcut_w = p->shortcut_bias = LW_NO_PARAM;
-    return LW_OK;
+    for (int32_t k = 0; k < op->n_member; k++) {
+        lw_product_args *p = &op->m[k].product;
+        lw_view made = lw_rec_temp(plan->lowered, p->out.dtype, p->out.g, p->out.n, p->out.h, p->out.w, p->out.c);
+        m[k].product = (lw_product_args){
+            .in = lw_plain(p->shortcut_a),
+            .w = p->shortcut_w,
+            .bias = p->shortcut_bias,
+            .kh = 1,
+            .kw = 1,
+            .stride = 1,
+            .epi = {.addend = LW_NO_VIEW, .scale = LW_NO_VIEW, .residual = LW_NO_VIEW},
+            .shortcut_a = LW_NO_VIEW,
+            .shortcut_b = LW_NO_VIEW,
+            .shortcut_w = LW_NO_PARAM,
+            .shortcut_bias = LW_NO_PARAM,
+            .out = made};
+        m[k].product.in.b = p->shortcut_b;
+        p->epi.residual = made;
+        p->shortcut_a = p->shortcut_b = LW_NO_VIEW;
+        p->shortcut_w = p->shortcut_bias = LW_NO_PARAM;
+    }
+    return lower(plan, &product, err);
 }
 
 /* Takes off what the tactic does not take, from the first such field on; a shared or sliced residual is only for
  * tactics that take everything. True if something was taken off; *rest then holds it. */
-static bool split_epilogue(const lw_tactic *t, lw_epilogue *epi, lw_epilogue *rest) {
+static bool split_epilogue(uint32_t takes, lw_epilogue *epi, lw_epilogue *rest) {
     *rest = (lw_epilogue){.addend = LW_NO_VIEW, .scale = LW_NO_VIEW, .residual = LW_NO_VIEW};
     bool split = false;
-    if (lw_view_is(epi->addend) && !(t->takes & LW_TAKES_ADDEND)) split = true;
+    if (lw_view_is(epi->addend) && !(takes & LW_TAKES_ADDEND)) split = true;
     if (split) rest->addend = epi->addend, epi->addend = LW_NO_VIEW;
-    if (epi->act != LW_ACT_NONE && !(t->takes & (epi->act == LW_ACT_GEGLU ? LW_TAKES_GEGLU : LW_TAKES_ACT)))
+    if (epi->act != LW_ACT_NONE && !(takes & (epi->act == LW_ACT_GEGLU ? LW_TAKES_GEGLU : LW_TAKES_ACT)))
         split = true;
     if (split) rest->act = epi->act, epi->act = LW_ACT_NONE;
-    if (lw_view_is(epi->scale) && !(t->takes & LW_TAKES_SCALE)) split = true;
+    if (lw_view_is(epi->scale) && !(takes & LW_TAKES_SCALE)) split = true;
     if (split) rest->scale = epi->scale, epi->scale = LW_NO_VIEW;
-    if (lw_view_is(epi->residual) && (!(t->takes & LW_TAKES_RESIDUAL) || !lw_view_dense(&epi->residual))) split = true;
+    if (lw_view_is(epi->residual) && (!(takes & LW_TAKES_RESIDUAL) || !lw_view_dense(&epi->residual))) split = true;
     if (split) rest->residual = epi->residual, epi->residual = LW_NO_VIEW;
     return split;
 }
 
-/* Then a shortcut can't stay either: it is added last. */
-static bool splits_epilogue(const lw_tactic *t, const lw_epilogue *epi) {
-    lw_epilogue copy = *epi, rest;
-    return split_epilogue(t, &copy, &rest);
+/* What is split off a product before (shortcut, prologue) and after (rest) the tactic's own op. */
+typedef struct halves {
+    bool shortcut, prologue, epilogue;
+    lw_epilogue rest;
+} halves;
+
+static halves split_product(uint32_t takes, const lw_product_args *p) {
+    lw_epilogue epi = p->epi;
+    halves h = {.prologue = !(takes & LW_TAKES_PROLOGUE) && !prologue_plain(&p->in, &p->out)};
+    h.epilogue = split_epilogue(takes, &epi, &h.rest);
+    /* A shortcut is added last: it can't stay before something that is split off. */
+    h.shortcut = lw_view_is(p->shortcut_a) && (!(takes & LW_TAKES_SHORTCUT) || h.epilogue);
+    return h;
+}
+
+/* Members stay together only if the same is split off each. */
+static bool split_alike(uint32_t takes, const lw_op *op) {
+    halves a = split_product(takes, &op->m[0].product);
+    for (int32_t k = 1; k < op->n_member; k++) {
+        halves b = split_product(takes, &op->m[k].product);
+        if (a.shortcut != b.shortcut || a.prologue != b.prologue || a.epilogue != b.epilogue ||
+            a.rest.act != b.rest.act || lw_view_is(a.rest.addend) != lw_view_is(b.rest.addend) ||
+            lw_view_is(a.rest.scale) != lw_view_is(b.rest.scale) ||
+            lw_view_is(a.rest.residual) != lw_view_is(b.rest.residual))
+            return false;
+    }
+    return true;
 }
 
 static lw_status lower_product(lw_plan *plan, const lw_op *op, const lw_tactic *t, lw_error *err) {
-    lw_op mine;
-    lw_args *m = new_args(plan, &mine, op->kind, op->name);
+    lw_op mine, combine;
+    lw_args *m = new_args(plan, &mine, op->kind, op->name, op->n_member);
     if (!m) return no_memory(plan, err);
-    *m = *op->m;
-    lw_product_args *p = &m->product;
-    if (lw_view_is(p->shortcut_a) && (!(t->takes & LW_TAKES_SHORTCUT) || splits_epilogue(t, &p->epi)))
-        LW_TRY(lower_shortcut(plan, p, op->name, err));
-    if (!(t->takes & LW_TAKES_PROLOGUE) && !prologue_plain(&p->in, &p->out))
-        LW_TRY(lower_prologue(plan, p, op->name, err));
-    lw_epilogue rest;
-    bool split = split_epilogue(t, &p->epi, &rest);
-    lw_view final = p->out;
-    if (split) {
-        int32_t c = rest.act == LW_ACT_GEGLU ? final.c * 2 : final.c;
-        p->out = lw_rec_temp(plan->lowered, final.dtype, final.g, final.n, final.h, final.w, c);
+    memcpy(m, op->m, (size_t)op->n_member * sizeof *m);
+    const halves h = split_product(takes(plan, t), &m->product);
+    if (h.shortcut) LW_TRY(lower_shortcut(plan, &mine, err));
+    if (h.prologue) LW_TRY(lower_prologue(plan, &mine, err));
+    lw_args *c = new_args(plan, &combine, LW_OP_COMBINE, op->name, op->n_member);
+    if (!c) return no_memory(plan, err);
+    bool split = false;
+    for (int32_t k = 0; k < op->n_member; k++) {
+        lw_product_args *p = &m[k].product;
+        lw_view final = p->out;
+        lw_epilogue rest;
+        if (!split_epilogue(takes(plan, t), &p->epi, &rest)) continue;
+        split = true;
+        p->out = lw_rec_temp(plan->lowered, final.dtype, final.g, final.n, final.h, final.w,
+                             rest.act == LW_ACT_GEGLU ? final.c * 2 : final.c);
+        c[k].combine = (lw_combine_args){.in = p->out, .epi = rest, .out = final};
     }
     if (!t->supports(plan->backend, plan->program->params, &mine))
         return lw_fail(err, LW_EINTERNAL, "op %s: tactic %s takes it whole but not without what it does not take",
                        op->name, t->name);
     LW_TRY(add_step(plan, &mine, t, err));
-    if (!split) return LW_OK;
-    lw_op combine;
-    lw_args *cm = new_args(plan, &combine, LW_OP_COMBINE, op->name);
-    if (!cm) return no_memory(plan, err);
-    cm->combine = (lw_combine_args){.in = p->out, .epi = rest, .out = final};
-    return lower(plan, &combine, err);
+    return split ? lower(plan, &combine, err) : LW_OK;
 }
 
-static bool takes_all_fields(const lw_tactic *t, const lw_op *op) {
-    return (op->kind != LW_OP_CONV2D && op->kind != LW_OP_LINEAR) || (t->takes & LW_TAKES_ALL) == LW_TAKES_ALL;
+static bool takes_all_fields(const lw_plan *plan, const lw_tactic *t, const lw_op *op) {
+    return (op->kind != LW_OP_CONV2D && op->kind != LW_OP_LINEAR) || (takes(plan, t) & LW_TAKES_ALL) == LW_TAKES_ALL;
 }
 
-/* Several members go to a tactic that takes them together and whole. */
 static bool can_run(const lw_plan *plan, const lw_tactic *t, const lw_op *op) {
-    bool together = op->n_member == 1 || (takes_all_fields(t, op) && t->takes & LW_TAKES_MEMBERS);
-    return t->kind == op->kind && together && t->supports(plan->backend, plan->program->params, op);
+    if (t->kind != op->kind) return false;
+    if (op->n_member > 1 && (!(t->takes & LW_TAKES_MEMBERS) ||
+                             (!takes_all_fields(plan, t, op) && !split_alike(takes(plan, t), op))))
+        return false;
+    return t->supports(plan->backend, plan->program->params, op);
 }
 
 /* What tuning chose, else the first by the backend's order; NULL: none. */
 static const lw_tactic *choose(const lw_plan *plan, const lw_op *op) {
     const lw_backend *b = plan->backend;
     lw_choice choice;
-    bool chosen = plan->choices && lw_choices_get(plan->choices, lw_op_signature(plan->program->params, op), &choice);
+    bool chosen = plan->options.choices && lw_choices_get(plan->options.choices, lw_op_signature(plan->program->params, op), &choice);
     for (int32_t i = 0; chosen && i < b->n_tactics; i++)
         if (!strcmp(b->tactics[i]->name, choice.tactic) && can_run(plan, b->tactics[i], op)) return b->tactics[i];
     for (int32_t i = 0; i < b->n_tactics; i++)
@@ -193,14 +227,89 @@ static const lw_tactic *choose(const lw_plan *plan, const lw_op *op) {
     return NULL;
 }
 
-static lw_status lower(lw_plan *plan, const lw_op *op, lw_error *err) {
-    const lw_tactic *t = choose(plan, op);
-    if (t) return takes_all_fields(t, op) ? add_step(plan, op, t, err) : lower_product(plan, op, t, err);
-    for (int32_t k = 0; op->n_member > 1 && k < op->n_member; k++) {
-        lw_op one = {.kind = op->kind, .n_member = 1, .name = op->name, .m = &op->m[k]};
-        LW_TRY(lower(plan, &one, err));
+/* Members that no tactic takes in one: each lot of members that are alike by itself, then each member. */
+static lw_status lower_apart(lw_plan *plan, const lw_op *op, lw_error *err) {
+    bool done[LW_MAX_MEMBERS] = {false}, mixed = false;
+    lw_op one = {.kind = op->kind, .n_member = 1, .name = op->name, .m = op->m};
+    for (int32_t k = 1; k < op->n_member; k++) {
+        lw_op other = one;
+        other.m = &op->m[k];
+        mixed |= !lw_ops_alike(plan->program->params, &one, &other);
     }
-    if (op->n_member > 1) return LW_OK;
+    for (int32_t i = 0; i < op->n_member; i++) {
+        if (done[i]) continue;
+        lw_op lot;
+        if (!new_args(plan, &lot, op->kind, op->name, op->n_member)) return no_memory(plan, err);
+        lot.n_member = 0;
+        one.m = &op->m[i];
+        for (int32_t k = i; k < op->n_member; k++) {
+            lw_op other = one;
+            other.m = &op->m[k];
+            if (done[k] || (k > i && (!mixed || !lw_ops_alike(plan->program->params, &one, &other)))) continue;
+            lot.m[lot.n_member++] = op->m[k];
+            done[k] = true;
+        }
+        LW_TRY(lower(plan, &lot, err));
+    }
+    return LW_OK;
+}
+
+/* The halves of products one thing at a time, as an eager framework runs them: cat and norm, act, up; addend, act, scale
+ * with residual. True if op was more than one of them, and is now in the plan. */
+static lw_status lower_unfused(lw_plan *plan, const lw_op *op, bool *lowered, lw_error *err) {
+    lw_op part;
+    lw_args *m = new_args(plan, &part, op->kind, op->name, 1);
+    if (!m) return no_memory(plan, err);
+    *lowered = false;
+    *m = *op->m;
+    if (op->kind == LW_OP_APPLY) {
+        lw_prologue *in = &m->apply.in, rest = lw_plain(LW_NO_VIEW);
+        bool norm = in->norm.kind != LW_NORM_NONE || lw_view_is(in->b), act = in->act != LW_ACT_NONE;
+        if (norm + act + in->up2 < 2) return LW_OK;
+        rest.up2 = in->up2;
+        in->up2 = false;
+        if (norm && act) rest.act = in->act, in->act = LW_ACT_NONE;
+        lw_op after;
+        lw_args *am = new_args(plan, &after, op->kind, op->name, 1);
+        if (!am) return no_memory(plan, err);
+        rest.a = m->apply.out = prologue_temp(plan, in, &op->m->apply.out);
+        am->apply = (lw_apply_args){.in = rest, .out = op->m->apply.out};
+        *lowered = true;
+        LW_TRY(lower(plan, &part, err));
+        return lower(plan, &after, err);
+    }
+    if (op->kind == LW_OP_COMBINE) {
+        lw_epilogue *epi = &m->combine.epi, rest = *epi;
+        bool addend = lw_view_is(epi->addend), act = epi->act != LW_ACT_NONE,
+             sum = lw_view_is(epi->scale) || lw_view_is(epi->residual);
+        if (addend + act + sum < 2) return LW_OK;
+        epi->scale = epi->residual = LW_NO_VIEW;
+        if (addend) epi->act = LW_ACT_NONE, rest.addend = LW_NO_VIEW;
+        else rest.act = LW_ACT_NONE;
+        lw_op after;
+        lw_args *am = new_args(plan, &after, op->kind, op->name, 1);
+        if (!am) return no_memory(plan, err);
+        const lw_view *out = &op->m->combine.out;
+        m->combine.out = lw_rec_temp(plan->lowered, out->dtype, out->g, out->n, out->h, out->w,
+                                     rest.act == LW_ACT_GEGLU ? 2 * out->c : out->c);
+        am->combine = (lw_combine_args){.in = m->combine.out, .epi = rest, .out = *out};
+        *lowered = true;
+        LW_TRY(lower(plan, &part, err));
+        return lower(plan, &after, err);
+    }
+    return LW_OK;
+}
+
+static lw_status lower(lw_plan *plan, const lw_op *op, lw_error *err) {
+    if (plan->options.unfused) {
+        if (op->n_member > 1) return lower_apart(plan, op, err);
+        bool lowered;
+        LW_TRY(lower_unfused(plan, op, &lowered, err));
+        if (lowered) return LW_OK;
+    }
+    const lw_tactic *t = choose(plan, op);
+    if (t) return takes_all_fields(plan, t, op) ? add_step(plan, op, t, err) : lower_product(plan, op, t, err);
+    if (op->n_member > 1) return lower_apart(plan, op, err);
     return lw_fail(err, LW_EINTERNAL, "op %s (%s): backend %s has no tactic for it", op->name, lw_op_name(op->kind),
                    plan->backend->name);
 }
@@ -303,16 +412,16 @@ static lw_status copy_buffers(lw_plan *plan, lw_error *err) {
 }
 
 lw_status lw_plan_make(lw_plan **out, lw_backend *backend, const lw_program *program, lw_error *err) {
-    return lw_plan_make_chosen(out, backend, NULL, program, err);
+    return lw_plan_make_with(out, backend, &(lw_plan_options){0}, program, err);
 }
 
-lw_status lw_plan_make_chosen(lw_plan **out, lw_backend *backend, const lw_choices *choices, const lw_program *program,
-                              lw_error *err) {
+lw_status lw_plan_make_with(lw_plan **out, lw_backend *backend, const lw_plan_options *options,
+                            const lw_program *program, lw_error *err) {
     if (program->status != LW_OK) return lw_fail(err, program->status, "%s", program->error.message);
     lw_status status = LW_OK;
     lw_plan *plan = lw_alloc(1, sizeof *plan);
     if (!plan) return lw_fail(err, LW_ENOMEM, "no memory to plan program %s", program->name);
-    *plan = (lw_plan){.backend = backend, .choices = choices, .program = program, .arena = lw_arena_new()};
+    *plan = (lw_plan){.backend = backend, .options = *options, .program = program, .arena = lw_arena_new()};
     if (!plan->arena) {
         status = no_memory(plan, err);
         goto out;
@@ -410,7 +519,7 @@ static lw_status capture(lw_plan *plan, void **marks, void **graph, lw_error *er
 }
 
 lw_status lw_plan_run(lw_plan *plan, lw_error *err) {
-    if (plan->backend->behind && plan->n_runs > 0) {
+    if (plan->backend->behind && !plan->options.no_graph && plan->n_runs > 0) {
         if (!plan->graph) LW_TRY(capture(plan, NULL, &plan->graph, err));
         return plan->backend->behind->replay(plan->backend, plan->graph, err);
     }

@@ -58,6 +58,13 @@ lw_view lw_view_picture(lw_view v, int32_t h, int32_t w) {
     return v;
 }
 
+lw_prologue lw_plain(lw_view a) {
+    return (lw_prologue){
+        .a = a,
+        .b = LW_NO_VIEW,
+        .norm = {.gamma = LW_NO_PARAM, .beta = LW_NO_PARAM, .stats_a = LW_NO_VIEW, .stats_b = LW_NO_VIEW}};
+}
+
 /* ---- programs */
 
 lw_program *lw_program_new(const char *name, lw_params *params, lw_dtype act) {
@@ -179,6 +186,10 @@ lw_args *lw_rec_op(lw_program *p, lw_op_kind kind, const char *name) {
     if (!copy) return no_memory(p), m;
     p->ops[p->n_ops++] = (lw_op){.kind = kind, .n_member = 1, .name = copy, .m = m};
     return m;
+}
+
+void lw_rec_range(lw_program *p, lw_range_kind kind, int32_t first) {
+    if (p->n_ranges < LW_MAX_RANGES) p->ranges[p->n_ranges++] = (lw_range){kind, first, p->n_ops};
 }
 
 static bool same_values(const lw_view *a, const lw_view *b) {

@@ -9,9 +9,19 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_TACTICS = 8, MAX_COPIES = 4, MAX_BUFFERS = 16, MIN_ROUNDS = 3, STALE_ROUNDS = 25 };
+enum {
+    MAX_TACTICS = 24,
+    MAX_COPIES = 4,
+    MAX_DEVICE_COPIES = 64,
+    WARM_DEVICE_COPIES = 16,
+    MAX_BUFFERS = 16,
+    MIN_ROUNDS = 3,
+    STALE_ROUNDS = 25
+};
 
 static const double default_budget_ms = 100, copies_flop = 24e9;
+/* A device that runs behind the host takes microseconds an op, and nobody else is on it. */
+static const double device_budget_ms = 10, device_copies_flop = 1e12;
 /* Another tactic has to win by so much and in so many of the rounds, of which each compares turns of the same moment:
  * what is less may be chance, and the first one needs no more memory. */
 static const double clear_win = 0.97, most_rounds = 2.0 / 3;
@@ -103,6 +113,7 @@ typedef struct rig {
     lw_dtype dtypes[MAX_BUFFERS];
     int32_t n_buffers;
     void *temp;
+    void *marks[2]; /* around a turn, where the backend has them */
 } rig;
 
 static void move_view(void *user, lw_view *v, bool written) {
@@ -111,7 +122,7 @@ static void move_view(void *user, lw_view *v, bool written) {
     if (!lw_view_is(*v)) return;
     int32_t i = 0;
     while (i < r->n_buffers && r->buffers[i] != v->buf) i++;
-    char name[8];
+    char name[16];
     if (i == MAX_BUFFERS) {
         lw_program_fail(r->program, LW_EINTERNAL, "tuning: op %s has over %d buffers", r->f->op->name, MAX_BUFFERS);
         return;
@@ -147,19 +158,22 @@ static void move_params(rig *r, int32_t copy, lw_op_kind kind, lw_args *m) {
     move_param(r, copy, &in->norm.beta);
 }
 
-/* Enough copies that their weights push each other out of the last cache, unless they take too long. */
-static int32_t count_copies(const found *f) {
+/* Enough copies that their weights push each other out of the last cache, unless they take too long. A step's weights
+ * are many times that cache, so each op of a network finds its own cold. */
+static int32_t count_copies(const lw_backend *b, const found *f) {
     int64_t d[4] = {0};
-    if (f->op->kind != LW_OP_CONV2D && f->op->kind != LW_OP_LINEAR) return 1;
+    if (f->op->kind != LW_OP_CONV2D && f->op->kind != LW_OP_LINEAR) /* no weights; some, for a launch's own time */
+        return b->behind ? WARM_DEVICE_COPIES : 1;
     lw_param_dims(f->program->params, f->op->m->product.w, d);
-    double bytes = (double)(d[0] * d[1] * d[2] * d[3]) * 4, flop = lw_op_cost(f->program->params, f->op).flop;
-    long cache = 0;
+    double bytes = (double)(d[0] * d[1] * d[2] * d[3]) * (double)lw_dtype_bytes(b->act),
+           flop = lw_op_cost(f->program->params, f->op).flop, most_flop = b->behind ? device_copies_flop : copies_flop;
+    int64_t cache = b->cache_bytes;
 #ifdef _SC_LEVEL3_CACHE_SIZE
-    cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (!cache) cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
 #endif
     if (cache <= 0) cache = 32 << 20;
-    int32_t copies = 1;
-    while (copies < MAX_COPIES && copies * bytes < 1.5 * (double)cache && (copies + 1) * flop < copies_flop) copies++;
+    int32_t copies = 1, most = b->behind ? MAX_DEVICE_COPIES : MAX_COPIES;
+    while (copies < most && copies * bytes < 1.5 * (double)cache && (copies + 1) * flop < most_flop) copies++;
     return copies;
 }
 
@@ -169,7 +183,7 @@ static lw_status record(rig *r, lw_error *err) {
     LW_TRY(lw_params_new(&r->params, &source, err));
     r->program = lw_program_new("tuning", r->params, f->program->act);
     if (!r->program) return lw_fail(err, LW_ENOMEM, "tuning: no memory for op %s", f->op->name);
-    r->copies = count_copies(f);
+    r->copies = count_copies(r->backend, f);
     for (int32_t c = 0; c < r->copies; c++) {
         lw_args *m = lw_rec_op(r->program, f->op->kind, f->op->name);
         if (r->program->status != LW_OK) break;
@@ -187,7 +201,8 @@ static lw_status plan_with(rig *r, const lw_tactic *t, lw_plan **plan, lw_error 
     lw_choice choice = {.signature = lw_op_signature(r->params, &r->program->ops[0])};
     snprintf(choice.tactic, sizeof choice.tactic, "%s", t->name);
     lw_status status = lw_choices_put(forced, &choice, err);
-    if (status == LW_OK) status = lw_plan_make_chosen(plan, r->backend, forced, r->program, err);
+    if (status == LW_OK)
+        status = lw_plan_make_with(plan, r->backend, &(lw_plan_options){.choices = forced}, r->program, err);
     lw_choices_free(forced);
     return status;
 }
@@ -196,13 +211,18 @@ static lw_status plan_with(rig *r, const lw_tactic *t, lw_plan **plan, lw_error 
 static lw_status fill_buffer(rig *r, int32_t i, lw_error *err) {
     size_t bytes = (size_t)r->f->program->buffers[r->buffers[i]].bytes, n = (bytes + 3) / 4;
     LW_TRY(r->backend->alloc(r->backend, n * 4, &r->memory[i], err));
-    if (r->dtypes[i] != LW_F32) return LW_OK; /* zeros */
+    bool half = r->dtypes[i] == LW_F16;
+    if (r->dtypes[i] != LW_F32 && !half) return LW_OK; /* zeros */
     float *values = lw_alloc(n, sizeof *values);
     if (!values) return lw_fail(err, LW_ENOMEM, "tuning: no memory for %zu values", n);
     uint32_t x = 1;
     for (size_t k = 0; k < n; k++) {
         x = x * 1664525u + 1013904223u;
         values[k] = (float)(x >> 8) * 0x1p-24f + 0.1f;
+        if (half) { /* two of a word; a unit that multiplies zeros all the time runs faster than it will */
+            uint16_t two[2] = {lw_f32_to_f16(values[k]), lw_f32_to_f16(1.2f - values[k])};
+            memcpy(&values[k], two, sizeof two);
+        }
     }
     lw_status status = r->backend->upload(r->backend, r->memory[i], values, n * 4, err);
     lw_free(values);
@@ -236,17 +256,20 @@ static void tear_down(rig *r) {
     for (int32_t i = 0; i < r->n_buffers; i++)
         if (r->memory[i]) r->backend->free(r->backend, r->memory[i]);
     if (r->temp) r->backend->free(r->backend, r->temp);
+    for (int i = 0; i < 2; i++) lw_free_mark(r->backend, r->marks[i]);
     lw_program_free(r->program);
     lw_params_free(r->params, r->backend);
 }
 
-/* One turn of one tactic. Reading a word back is what waits for a device. */
+/* One turn of one tactic: by the device's own clock where it runs behind the host. */
 static lw_status turn(rig *r, int32_t i, double *ms, lw_error *err) {
-    uint32_t word;
+    lw_backend *b = r->backend;
     double begin = lw_now_ms();
+    LW_TRY(lw_mark(b, &r->marks[0], err));
     LW_TRY(lw_plan_run(r->plans[i], err));
-    LW_TRY(r->backend->download(r->backend, &word, r->memory[0], sizeof word, err));
-    *ms = (lw_now_ms() - begin) / r->copies;
+    LW_TRY(lw_mark(b, &r->marks[1], err));
+    LW_TRY(lw_wait(b, r->marks[1], err));
+    *ms = (b->behind ? b->behind->between_ms(b, r->marks[0], r->marks[1]) : lw_now_ms() - begin) / r->copies;
     return LW_OK;
 }
 
@@ -262,7 +285,8 @@ static double best_of(const rig *r) {
 static lw_status time_all(rig *r, double budget_ms, lw_error *err) {
     bool out[MAX_TACTICS] = {false};
     double ms, first = 0, spent = 0;
-    for (int32_t i = 0; i < r->n_tactics; i++) LW_TRY(turn(r, i, &ms, err)); /* pages and code come in */
+    for (int32_t warm = 0; warm < (r->backend->behind ? 2 : 1); warm++) /* pages and code come in, graphs are made */
+        for (int32_t i = 0; i < r->n_tactics; i++) LW_TRY(turn(r, i, &ms, err));
     for (int32_t round = 0, stale = 0; stale < STALE_ROUNDS; round++, stale++) {
         if (round >= MIN_ROUNDS && spent >= budget_ms * r->n_tactics) break;
         for (int32_t i = 0; i < r->n_tactics; i++) {
@@ -286,7 +310,8 @@ static bool clearly_wins(const rig *r, int32_t i) {
     return r->best_ms[i] < r->best_ms[0] * clear_win && r->wins[i] >= r->rounds[i] * most_rounds;
 }
 
-static lw_status tune_one(lw_backend *backend, const found *f, double budget_ms, lw_tune_op *out, lw_error *err) {
+static lw_status tune_one(lw_backend *backend, const found *f, double budget_ms, lw_tune_time times[MAX_TACTICS],
+                          lw_tune_op *out, lw_error *err) {
     rig r = {.backend = backend, .f = f};
     lw_status status = build(&r, err);
     if (status == LW_OK) status = time_all(&r, budget_ms, err);
@@ -294,7 +319,12 @@ static lw_status tune_one(lw_backend *backend, const found *f, double budget_ms,
         int32_t best = 0;
         for (int32_t i = 1; i < r.n_tactics; i++)
             if (clearly_wins(&r, i) && r.best_ms[i] < r.best_ms[best]) best = i;
-        *out = (lw_tune_op){.choice = {.signature = f->signature, .us = r.best_ms[best] * 1e3},
+        for (int32_t i = 0; i < r.n_tactics; i++) times[i] = (lw_tune_time){r.tactics[i]->name, r.best_ms[i] * 1e3};
+        *out = (lw_tune_op){.op = f->op,
+                            .cost = lw_op_cost(f->program->params, f->op),
+                            .times = times,
+                            .n_times = r.n_tactics,
+                            .choice = {.signature = f->signature, .us = r.best_ms[best] * 1e3},
                             .heuristic = r.tactics[0]->name,
                             .heuristic_us = r.best_ms[0] * 1e3,
                             .uses = f->uses};
@@ -309,13 +339,14 @@ lw_status lw_tune(lw_choices *choices, lw_backend *backend, const lw_program *co
                   const lw_tune_hooks *hooks, lw_error *err) {
     found *all = NULL;
     int32_t n = 0;
-    double budget = hooks->budget_ms > 0 ? hooks->budget_ms : default_budget_ms;
+    double budget = hooks->budget_ms > 0 ? hooks->budget_ms : backend->behind ? device_budget_ms : default_budget_ms;
     for (int32_t i = 0; i < n_programs; i++)
         if (programs[i]->status != LW_OK) return lw_fail(err, programs[i]->status, "%s", programs[i]->error.message);
     lw_status status = collect(backend, programs, n_programs, &all, &n, err);
     for (int32_t i = 0; status == LW_OK && i < n; i++) {
         lw_tune_op op;
-        LW_GO(tune_one(backend, &all[i], budget, &op, err));
+        lw_tune_time times[MAX_TACTICS];
+        LW_GO(tune_one(backend, &all[i], budget, times, &op, err));
         op.index = i + 1;
         op.n = n;
         LW_GO(lw_choices_put(choices, &op.choice, err));

@@ -35,7 +35,16 @@ bool lw_choices_at(const lw_choices *choices, int32_t i, lw_choice *out);
 
 /* ---- timing */
 
+typedef struct lw_tune_time {
+    const char *tactic;
+    double us;
+} lw_tune_time;
+
 typedef struct lw_tune_op {
+    const lw_op *op;
+    lw_cost cost;
+    const lw_tune_time *times; /* of every tactic, by the backend's preference; gone after the call */
+    int32_t n_times;
     lw_choice choice;
     const char *heuristic; /* what the backend's order gives, and its time */
     double heuristic_us;

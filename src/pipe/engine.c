@@ -10,6 +10,8 @@
 #include "pipe/choices.h"
 #include "text/bpe.h"
 
+enum { CLIP_VOCAB = 49408 };
+
 void lw_engine_params_init(lw_engine_params *params) { *params = (lw_engine_params){.size = sizeof *params}; }
 
 static bool is_file(const char *path) {
@@ -27,7 +29,7 @@ static bool beside(const char *model, const char *sub_of_dir, const char *name, 
 }
 
 /* Where the vocabulary is: given, the folder's tokenizer/, beside the file, the cache. */
-static lw_status open_vocab(lw_engine *e, const lw_engine_params *params, lw_error *err) {
+lw_status lw_engine_add_vocab(lw_engine *e, const lw_engine_params *params, lw_error *err) {
     static const char *const names[] = {"merges.txt", "bpe_simple_vocab_16e6.txt.gz"};
     int32_t n = e->model.n_tokens;
     if (params->vocab) return lw_tokenizer_open(&e->tokenizer, params->vocab, n, err);
@@ -44,8 +46,9 @@ static lw_status open_vocab(lw_engine *e, const lw_engine_params *params, lw_err
     }
     return lw_fail(err, LW_EMODEL,
                    "%s: no vocabulary of %d entries: none beside the model and none in the cache %s; give merges.txt "
-                   "or bpe_simple_vocab_16e6.txt.gz",
-                   params->model, n, params->cache_dir ? params->cache_dir : "(no folder)");
+                   "or bpe_simple_vocab_16e6.txt.gz%s",
+                   params->model, n, params->cache_dir ? params->cache_dir : "(no folder)",
+                   n == CLIP_VOCAB ? ", or fill the cache with linework fetch-vocab" : "");
 }
 
 static lw_status open_parts(lw_engine *e, const lw_engine_params *params, lw_error *err) {
@@ -53,8 +56,7 @@ static lw_status open_parts(lw_engine *e, const lw_engine_params *params, lw_err
                          err));
     lw_tensor_source source = lw_model_source(&e->model);
     LW_TRY(lw_params_new(&e->params, &source, err));
-    LW_TRY(lw_model_check(&e->model, e->params, err));
-    return open_vocab(e, params, err);
+    return lw_model_check(&e->model, e->params, err);
 }
 
 /* What was tuned before. A file that can't be used is worth a remark, not a failure. */
@@ -70,7 +72,7 @@ static lw_status open_choices(lw_engine *e, const lw_engine_params *params, lw_e
     return status;
 }
 
-lw_status lw_engine_make(lw_engine **out, lw_backend *backend, const lw_engine_params *params, lw_error *err) {
+lw_status lw_engine_make_textless(lw_engine **out, lw_backend *backend, const lw_engine_params *params, lw_error *err) {
     double begin = lw_now_ms();
     lw_engine *e = lw_alloc(1, sizeof *e);
     if (!e) {
@@ -89,6 +91,15 @@ lw_status lw_engine_make(lw_engine **out, lw_backend *backend, const lw_engine_p
     e->load_ms = lw_now_ms() - begin;
     if (status == LW_OK) *out = e;
     else lw_engine_unref(e);
+    return status;
+}
+
+lw_status lw_engine_make(lw_engine **out, lw_backend *backend, const lw_engine_params *params, lw_error *err) {
+    LW_TRY(lw_engine_make_textless(out, backend, params, err));
+    double begin = lw_now_ms();
+    lw_status status = lw_engine_add_vocab(*out, params, err);
+    (*out)->load_ms += lw_now_ms() - begin;
+    if (status != LW_OK) lw_engine_close(out);
     return status;
 }
 

@@ -132,6 +132,10 @@ static char *make_parameters(const job *j) {
     }
     if (r->samples > 1) appendf(&s, ", Batch size: %d, Batch pos: %d", r->samples, j->extra.index);
     if (r->clip_skip > 1) appendf(&s, ", Clip skip: %d", r->clip_skip);
+    if (r->reuse_steps && *r->reuse_steps) {
+        append(&s, ", Reuse steps: ");
+        append_value(&s, r->reuse_steps);
+    }
     appendf(&s, ", Eta: %s, RNG: %s", python_float(r->eta, eta), r->rng == LW_RNG_CPU ? "CPU" : "NV");
     for (uint32_t i = 0; i < j->n_controls; i++) append_control(&s, j, i);
     appendf(&s, ", Version: linework %s", lw_version());
@@ -195,6 +199,7 @@ static char *make_json(const job *j) {
     bad |= json_object_set_new(o, "scheduler", json_string(lw_scheduler_name(r->scheduler)));
     bad |= json_object_set_new(o, "rng", json_string(lw_rng_name(r->rng)));
     bad |= json_object_set_new(o, "clip_skip", json_integer(r->clip_skip));
+    bad |= json_object_set_new(o, "reuse_steps", optional_string(r->reuse_steps));
     bad |= json_object_set_new(o, "controls", make_controls(j));
     bad |= json_object_set_new(o, "image_sha256", optional_string(j->extra.image_sha256));
     bad |= json_object_set_new(o, "init_latents_sha256", optional_string(j->extra.init_latents_sha256));
@@ -374,6 +379,7 @@ static lw_status read_object(lw_infotext_builder *b, const json_t *o, lw_error *
     LW_TRY(get_string(b, o, "prompt", &r->prompt, err));
     LW_TRY(get_string(b, o, "added_prompt", &r->added_prompt, err));
     LW_TRY(get_string(b, o, "negative_prompt", &r->negative_prompt, err));
+    LW_TRY(get_string(b, o, "reuse_steps", &r->reuse_steps, err));
     LW_TRY(get_string(b, o, "image_sha256", &t->image_sha256, err));
     LW_TRY(get_string(b, o, "init_latents_sha256", &t->init_latents_sha256, err));
     LW_TRY(get_string(b, o, "device", &t->device, err));

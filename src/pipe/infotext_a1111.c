@@ -192,6 +192,7 @@ static lw_status read_pair(lw_infotext_builder *b, pair *p, lw_error *err) {
     else if (!strcmp(key, "Size")) good = read_size(p->value, r, t);
     else if (!strcmp(key, "Eta")) good = number_of(p->value, 0, 1, &r->eta);
     else if (!strcmp(key, "Clip skip")) good = int32_of(p->value, 1, 64, &r->clip_skip);
+    else if (!strcmp(key, "Reuse steps")) return lw_infotext_copy(b, p->value, &r->reuse_steps, err);
     else if (!strcmp(key, "Batch size")) good = int32_of(p->value, 1, 12, &r->samples);
     else if (!strcmp(key, "Batch pos")) good = int32_of(p->value, 0, 11, &t->index);
     else if (!strcmp(key, "RNG")) r->rng = !strcasecmp(p->value, "CPU") ? LW_RNG_CPU : LW_RNG_CUDA;

@@ -2,6 +2,7 @@
 #include "pipe/request.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 void lw_request_init(lw_request *r) {
@@ -56,13 +57,14 @@ static lw_status check_ranges(const lw_request *r, lw_error *err) {
 
 static lw_status resolve_controls(lw_job *job, const lw_engine *engine, const lw_request *r, lw_error *err) {
     job->n_controls = engine->model.n_controls;
+    if (!job->n_controls)
+        return lw_fail(err, LW_EMODEL, "%s has no ControlNet: give one with --control-net", engine->model.config.name);
     if (r->n_controls > (uint32_t)job->n_controls)
         return lw_fail(err, LW_EINVAL, "%u controls are given, the model has %d ControlNets", r->n_controls,
                        job->n_controls);
-    if (!job->n_controls)
-        return lw_fail(err, LW_EMODEL, "%s has no ControlNet: give one with --control-net", engine->model.config.name);
     if (r->n_controls && (!r->controls || r->controls[0].size < sizeof(lw_control)))
-        return lw_fail(err, LW_EINVAL, "a control has size %u, at least %zu is needed", r->controls ? r->controls[0].size : 0, sizeof(lw_control));
+        return lw_fail(err, LW_EINVAL, "a control has size %u, at least %zu is needed",
+                       r->controls ? r->controls[0].size : 0, sizeof(lw_control));
     for (int32_t k = 0; k < job->n_controls; k++) {
         if (k < (int32_t)r->n_controls) job->controls[k] = *lw_request_control(r, (uint32_t)k);
         else lw_control_init(&job->controls[k]);
@@ -78,28 +80,78 @@ static lw_status resolve_controls(lw_job *job, const lw_engine *engine, const lw
     return LW_OK;
 }
 
-/* Sizes: exact, else by the short side of the picture; a ready map is used at its own size. */
+/* Ready maps are used as they are: the first one's size is the job's, and the others have to agree. */
+static lw_status size_of_maps(lw_job *job, int32_t first, lw_error *err) {
+    const lw_image *own = job->controls[first].map;
+    for (int32_t k = first + 1; k < job->n_controls; k++) {
+        const lw_image *map = job->controls[k].map;
+        if (map && (map->width != own->width || map->height != own->height))
+            return lw_fail(err, LW_EINPUT,
+                           "the map of control %d is %dx%d, that of control %d %dx%d: give maps of one size, or a size",
+                           k, map->width, map->height, first, own->width, own->height);
+    }
+    job->width = own->width;
+    job->height = own->height;
+    return LW_OK;
+}
+
+/* Exact, else of the ready maps, else by a short side. */
 static lw_status resolve_size(lw_job *job, const lw_engine *engine, const lw_request *r, lw_error *err) {
-    int32_t multiple = 8 << (engine->model.unet.n_levels - 1);
+    int32_t multiple = 8 << (engine->model.unet.n_levels - 1), first = 0;
+    while (first < job->n_controls && !job->controls[first].map) first++;
+    bool of_maps = !r->width && !r->resolution && first < job->n_controls;
     if (r->width) {
         LW_TRY(in_range("width", r->width, 64, 8192, err));
         LW_TRY(in_range("height", r->height, 64, 8192, err));
         job->width = r->width;
         job->height = r->height;
-    } else if (job->controls[0].map && !r->resolution) {
-        job->width = job->controls[0].map->width;
-        job->height = job->controls[0].map->height;
+    } else if (of_maps) {
+        LW_TRY(size_of_maps(job, first, err));
     } else {
         const lw_image *from = r->image ? r->image : job->controls[0].map;
         LW_TRY(lw_resize_target(from->width, from->height,
                                 r->resolution ? r->resolution : engine->model.config.resolution, &job->width,
                                 &job->height, err));
     }
-    if (job->width % multiple || job->height % multiple || job->width < multiple || job->height < multiple)
-        return lw_fail(err, r->width ? LW_EINVAL : LW_EINPUT,
-                       "size %dx%d: both sides must be multiples of %d for this model", job->width, job->height,
-                       multiple);
-    return LW_OK;
+    if (job->width % multiple == 0 && job->height % multiple == 0 && job->width <= 8192 && job->height <= 8192)
+        return LW_OK;
+    if (of_maps)
+        return lw_fail(
+            err, LW_EINPUT,
+            "the map of control %d is %dx%d: both sides must be multiples of %d up to 8192 for this model, or "
+            "give a size",
+            first, job->width, job->height, multiple);
+    return lw_fail(err, r->width ? LW_EINVAL : LW_EINPUT,
+                   "size %dx%d: both sides must be multiples of %d for this model", job->width, job->height, multiple);
+}
+
+static bool number(const char **at, long *out) {
+    char *end;
+    if (**at < '0' || **at > '9') return false;
+    *out = strtol(*at, &end, 10);
+    *at = end;
+    return true;
+}
+
+/* "9,11-13": steps that reuse an eps. */
+static lw_status resolve_reuse(lw_job *job, const char *list, lw_error *err) {
+    if (!list || !*list) return LW_OK;
+    int32_t n = job->schedule.n_rows;
+    job->reuse = lw_alloc((size_t)n, sizeof *job->reuse);
+    if (!job->reuse) return lw_fail(err, LW_ENOMEM, "no memory for %d steps", n);
+    for (const char *at = list;; at++) {
+        long first, last;
+        bool good = number(&at, &first);
+        last = first;
+        if (good && *at == '-') good = (at++, number(&at, &last));
+        if (!good || (*at && *at != ','))
+            return lw_fail(err, LW_EINVAL, "reuse steps \"%s\" is not a list like 9,11-13", list);
+        if (first < 2 || last < first || last > n)
+            return lw_fail(err, LW_EINVAL, "reuse steps \"%s\": %ld-%ld is not within steps 2 to %d, which have one before",
+                           list, first, last, n);
+        for (long i = first; i <= last; i++) job->reuse[i - 1] = true;
+        if (!*at) return LW_OK;
+    }
 }
 
 lw_status lw_job_resolve(lw_job *job, const lw_engine *engine, const lw_request *r, lw_error *err) {
@@ -112,10 +164,15 @@ lw_status lw_job_resolve(lw_job *job, const lw_engine *engine, const lw_request 
     LW_TRY(resolve_controls(job, engine, r, err));
     LW_TRY(resolve_size(job, engine, r, err));
     lw_schedule_params params = {.sampler = r->sampler, .scheduler = r->scheduler, .steps = r->steps, .eta = r->eta};
-    return lw_schedule_make(&job->schedule, &params, err);
+    LW_TRY(lw_schedule_make(&job->schedule, &params, err));
+    return resolve_reuse(job, r->reuse_steps, err);
 }
 
-void lw_job_free(lw_job *job) { lw_schedule_free(&job->schedule); }
+void lw_job_free(lw_job *job) {
+    lw_schedule_free(&job->schedule);
+    lw_free(job->reuse);
+    job->reuse = NULL;
+}
 
 /* A gray or any other picture at the job's size. */
 static lw_status fit(const lw_image *in, const lw_job *job, lw_image *rgb, lw_error *err) {

@@ -16,6 +16,7 @@ typedef struct lw_job {
     lw_control_mode mode;
     const char *added, *negative;
     lw_schedule schedule;
+    bool *reuse; /* by row: no network runs, the last eps is used again; NULL: no such row */
 } lw_job;
 
 /* Control k of a request that has it: an array's elements may be of a later header's size. */

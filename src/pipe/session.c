@@ -8,11 +8,11 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/rng.h"
 #include "pipe/choices.h"
+#include "pipe/recipe.h"
 #include "pipe/request.h"
 
 typedef struct shape {
@@ -46,9 +46,12 @@ struct lw_session {
     const lw_choices *choices; /* what its plans were made with; NULL: the backend's order */
     bool dry;                  /* plans only, with params of its own: leaves nothing in the engine */
     bool dead;                 /* a device failure: no more work */
+    bool zip;                  /* the backend has tactics that take several members */
+    lw_recipe recipe;
     bool has_shape;
     shape shape;
     planned text, hint[LW_MAX_CONTROLS], time, begin, decode;
+    planned update; /* by itself: for rows that reuse an eps, and where the recipe has it outside the step */
     planned *step; /* by variant (bit k: ControlNet k takes part), recorded when first needed */
     buffer buffers[MAX_BUFFERS];
     int32_t n_buffers;
@@ -88,6 +91,7 @@ static void forget_shape(lw_session *s) {
     free_planned(&s->text);
     free_planned(&s->time);
     free_planned(&s->begin);
+    free_planned(&s->update);
     free_planned(&s->decode);
     for (int32_t k = 0; k < LW_MAX_CONTROLS; k++) free_planned(&s->hint[k]);
     for (int32_t v = 0; s->step && v < MAX_VARIANTS; v++) free_planned(&s->step[v]);
@@ -125,7 +129,9 @@ static lw_status note_buffers(lw_session *s, const planned *p, lw_error *err) {
 }
 
 static lw_status finish_plan(lw_session *s, planned *p, lw_error *err) {
-    LW_TRY(lw_plan_make_chosen(&p->plan, backend_of(s), s->choices, p->program, err));
+    const lw_plan_options options = {
+        .choices = s->choices, .unfused = s->recipe.unfused, .no_graph = s->recipe.no_graph};
+    LW_TRY(lw_plan_make_with(&p->plan, backend_of(s), &options, p->program, err));
     if (lw_plan_temp_bytes(p->plan) > s->temp_bytes) s->temp_bytes = lw_plan_temp_bytes(p->plan);
     return note_buffers(s, p, err);
 }
@@ -152,8 +158,15 @@ static lw_status plan_step(lw_session *s, uint32_t controls, lw_error *err) {
     if (p->plan) return LW_OK;
     lw_step_shape t = step_shape(s, controls);
     LW_TRY(new_program(s, p, "step", err));
-    lw_record_step(p->program, &s->engine->model, &t);
+    lw_recipe_record_step(p->program, &s->engine->model, &s->recipe, &t, s->zip);
     return finish_plan(s, p, err);
+}
+
+static lw_status plan_update(lw_session *s, lw_error *err) {
+    const lw_step_shape t = step_shape(s, 0);
+    LW_TRY(new_program(s, &s->update, "update", err));
+    lw_recipe_record_update(s->update.program, &s->engine->model, &s->recipe, &t, false);
+    return finish_plan(s, &s->update, err);
 }
 
 static lw_status plan_shape(lw_session *s, const shape *want, lw_error *err) {
@@ -161,20 +174,23 @@ static lw_status plan_shape(lw_session *s, const shape *want, lw_error *err) {
     s->shape = *want;
     if (!s->step) s->step = lw_alloc(MAX_VARIANTS, sizeof *s->step);
     if (!s->step) return lw_fail(err, LW_ENOMEM, "no memory for a session's plans");
+    const lw_recipe *r = &s->recipe;
+    const lw_step_shape t = step_shape(s, 0);
     LW_TRY(new_program(s, &s->text, "text", err));
-    lw_record_text(s->text.program, m, want->g, want->n_controls, want->clip_skip);
+    lw_recipe_record_text(s->text.program, m, r, &t, want->clip_skip);
     LW_TRY(finish_plan(s, &s->text, err));
-    for (int32_t k = 0; k < want->n_controls; k++) {
+    for (int32_t k = 0; k < want->n_controls && !r->hint_each_step; k++) {
         LW_TRY(new_program(s, &s->hint[k], "hint", err));
         lw_record_hint(s->hint[k].program, m, k, want->h, want->w);
         LW_TRY(finish_plan(s, &s->hint[k], err));
     }
-    LW_TRY(new_program(s, &s->time, "time", err));
-    lw_record_time(s->time.program, m, want->n_controls, want->rows);
-    LW_TRY(finish_plan(s, &s->time, err));
-    lw_step_shape t = step_shape(s, 0);
+    if (!r->time_each_step) {
+        LW_TRY(new_program(s, &s->time, "time", err));
+        lw_record_time(s->time.program, m, want->n_controls, want->rows, "t", "addend_table");
+        LW_TRY(finish_plan(s, &s->time, err));
+    }
     LW_TRY(new_program(s, &s->begin, "begin", err));
-    lw_record_begin(s->begin.program, m, &t);
+    lw_recipe_record_update(s->begin.program, m, r, &t, true);
     LW_TRY(finish_plan(s, &s->begin, err));
     LW_TRY(new_program(s, &s->decode, "decode", err));
     lw_record_decode(s->decode.program, m, want->n, want->h, want->w);
@@ -203,7 +219,7 @@ static lw_status check_memory(const lw_session *s, lw_error *err) {
         return lw_fail(err, LW_ENOMEM, "the job needs %llu bytes, the machine has %llu", (unsigned long long)total,
                        (unsigned long long)machine);
     if (!backend_of(s)->behind) return LW_OK;
-    uint64_t more = total - lw_params_filled_bytes(s->engine->params),
+    uint64_t filled = lw_params_filled_bytes(s->engine->params), more = total > filled ? total - filled : 0,
              left = backend_of(s)->behind->free_bytes(backend_of(s));
     if (more > left)
         return lw_fail(err, LW_ENOMEM, "the job needs %llu bytes on the device, %llu are free",
@@ -256,6 +272,7 @@ static lw_status allocate(lw_session *s, lw_error *err) {
     bind(s, &s->text);
     bind(s, &s->time);
     bind(s, &s->begin);
+    bind(s, &s->update);
     bind(s, &s->decode);
     for (int32_t k = 0; k < s->shape.n_controls; k++) bind(s, &s->hint[k]);
     for (int32_t v = 0; v < MAX_VARIANTS; v++) bind(s, &s->step[v]);
@@ -284,6 +301,8 @@ static uint32_t row_controls(const lw_job *job, int32_t i) {
         if (control_runs(&job->controls[k], i, job->schedule.n_rows)) bits |= 1u << k;
     return bits;
 }
+
+static bool reuses(const lw_job *job, int32_t i) { return job->reuse && job->reuse[i]; }
 
 static void fill_scales(const lw_session *s, const lw_job *job, float *row) {
     int32_t n_taps = s->engine->model.unet.n_in + 1;
@@ -394,8 +413,10 @@ static lw_status run_hint(lw_session *s, int32_t k, const lw_image *map, lw_erro
     if (!s->edges[k] || memcmp(s->edges[k], tight, bytes)) {
         lw_free(s->edges[k]);
         s->edges[k] = NULL;
-        LW_GO(put(s, "edges", tight, bytes, err));
-        LW_GO(lw_plan_run(s->hint[k].plan, err));
+        char name[16];
+        snprintf(name, sizeof name, "edges%d", k);
+        if (device_of(s, name)) LW_GO(put(s, name, tight, bytes, err));
+        if (s->hint[k].plan) LW_GO(lw_plan_run(s->hint[k].plan, err));
         s->edges[k] = tight;
         tight = NULL;
     }
@@ -414,7 +435,7 @@ static lw_status run_time(lw_session *s, const lw_job *job, lw_error *err) {
         lw_free(s->timesteps);
         s->timesteps = NULL;
         LW_GO(put(s, "t", t, rows * 4 * sizeof *t, err));
-        LW_GO(lw_plan_run(s->time.plan, err));
+        if (s->time.plan) LW_GO(lw_plan_run(s->time.plan, err));
         s->timesteps = t;
         t = NULL;
     }
@@ -467,12 +488,43 @@ static lw_status check_finite(const lw_session *s, const char *name, int32_t at,
     return LW_OK;
 }
 
+/* The update where the recipe has it outside the step: it waits for the networks. */
+static lw_status update(lw_session *s, lw_error *err) {
+    lw_backend *b = backend_of(s);
+    const lw_step_shape t = step_shape(s, 0);
+    int32_t status[4];
+    if (s->recipe.update == LW_UPDATE_PROGRAM) {
+        LW_TRY(b->download(b, status, device_of(s, "status"), sizeof status, err));
+        return lw_plan_run(s->update.plan, err);
+    }
+    bool addends = !s->recipe.time_each_step;
+    const char *row = addends ? "addends" : "t_row";
+    const lw_update_buffers at = {.eps = device_of(s, "eps"),
+                                  .x = device_of(s, "x"),
+                                  .h1 = device_of(s, "h1"),
+                                  .h2 = device_of(s, "h2"),
+                                  .y = device_of(s, "y"),
+                                  .net_in = device_of(s, "net_in"),
+                                  .rows = device_of(s, "rows"),
+                                  .noise = device_of(s, "noise"),
+                                  .table = device_of(s, addends ? "addend_table" : "t"),
+                                  .row = device_of(s, row),
+                                  .row_bytes = lw_plan_extern_bytes(s->update.plan, row),
+                                  .scale_table = device_of(s, "scale_table"),
+                                  .scales = device_of(s, "scales"),
+                                  .scales_bytes = lw_plan_extern_bytes(s->update.plan, "scales"),
+                                  .status = device_of(s, "status")};
+    return lw_recipe_update_on_host(b, &at, &t, err);
+}
+
 /* Queues step i and the news of it. */
 static lw_status queue_step(lw_session *s, const lw_job *job, const lw_request *r, int32_t i, lw_error *err) {
     lw_backend *b = backend_of(s);
     step_news *k = &s->news[i % N_NEWS];
     size_t latents = (size_t)s->shape.h * (size_t)s->shape.w * 8 * sizeof *k->x;
-    LW_TRY(lw_plan_run(s->step[row_controls(job, i)].plan, err));
+    if (!reuses(job, i)) LW_TRY(lw_plan_run(s->step[row_controls(job, i)].plan, err));
+    if (s->recipe.update != LW_UPDATE_IN_STEP) LW_TRY(update(s, err));
+    else if (reuses(job, i)) LW_TRY(lw_plan_run(s->update.plan, err));
     LW_TRY(lw_fetch(b, k->status, device_of(s, "status"), 4 * sizeof *k->status, err));
     if (r->preview) LW_TRY(lw_fetch(b, k->x, device_of(s, "x"), latents, err));
     return lw_mark(b, &k->mark, err);
@@ -561,9 +613,13 @@ static lw_status plan_job(lw_session *s, const lw_job *job, bool *grew, lw_error
     }
     for (int32_t i = 0; i < job->schedule.n_rows; i++) {
         uint32_t controls = row_controls(job, i);
-        if (s->step[controls].plan) continue;
+        if (reuses(job, i) || s->step[controls].plan) continue;
         *grew = true;
         LW_TRY(plan_step(s, controls, err));
+    }
+    if ((job->reuse || s->recipe.update != LW_UPDATE_IN_STEP) && !s->update.plan) {
+        *grew = true;
+        LW_TRY(plan_update(s, err));
     }
     return LW_OK;
 }
@@ -590,24 +646,28 @@ static void close_dry(lw_session **s) {
 
 /* Tuned tactics may take more memory than the others. Under a limit, whether the job fits with them is planned aside
  * first: what a plan has once asked of the engine's params stays there. */
-static lw_status settle_choices(lw_session *s, const lw_job *job, lw_error *err) {
-    lw_engine *e = s->engine;
-    s->choices = s->dry ? s->choices : e->choices;
-    if (s->dry || !e->max_memory || !lw_choices_count(e->choices)) return LW_OK;
+static lw_status pick_choices(lw_engine *e, const lw_job *job, const lw_choices **out, lw_error *err) {
     lw_session *dry = NULL;
     bool grew = false;
+    *out = e->choices;
+    if (!e->max_memory || !lw_choices_count(e->choices)) return LW_OK;
     lw_status status = open_dry(&dry, e, err);
     if (status == LW_OK) {
         dry->choices = e->choices;
         status = plan_job(dry, job, &grew, err);
     }
     if (status == LW_OK && total_bytes(dry) > e->max_memory) {
-        s->choices = NULL;
+        *out = NULL;
         if (e->log)
             e->log(e->user, LW_LOG_NOTE, "the tuned tactics do not fit into the memory limit: the job goes without");
     }
     close_dry(&dry);
     return status;
+}
+
+/* A dry session has been told. */
+static lw_status settle_choices(lw_session *s, const lw_job *job, lw_error *err) {
+    return s->dry ? LW_OK : pick_choices(s->engine, job, &s->choices, err);
 }
 
 static void note_tactics(lw_session *s) {
@@ -691,9 +751,15 @@ out:
     return status;
 }
 
+/* Of this program: getrusage's begins with the peak of the process that started it. 0 where it can't be known. */
 static uint64_t peak_host_bytes(void) {
-    struct rusage usage;
-    return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss * 1024 : 0;
+    char line[128];
+    unsigned long long kib = 0;
+    FILE *status = fopen("/proc/self/status", "re");
+    if (!status) return 0;
+    while (fgets(line, sizeof line, status) && sscanf(line, "VmHWM: %llu kB", &kib) != 1) {}
+    fclose(status);
+    return kib * 1024;
 }
 
 lw_status lw_session_generate(lw_session *s, const lw_request *r, lw_result *out, lw_error *err) {
@@ -717,6 +783,13 @@ lw_status lw_session_generate(lw_session *s, const lw_request *r, lw_result *out
     return status;
 }
 
+void lw_session_set_recipe(lw_session *s, const lw_recipe *recipe) {
+    forget_shape(s);
+    s->recipe = *recipe;
+}
+
+void lw_session_forget_results(lw_session *s) { forget_results(s); }
+
 void lw_result_free(lw_result *result) {
     if (!result) return;
     for (uint32_t i = 0; i < result->n_images; i++) lw_image_free(&result->images[i]);
@@ -734,6 +807,8 @@ lw_status lw_session_open(lw_session **out, lw_engine *engine, lw_error *err) {
     atomic_fetch_add(&engine->refs, 1);
     s->engine = engine;
     s->params = engine->params;
+    for (int32_t i = 0; i < engine->backend->n_tactics; i++)
+        s->zip |= (engine->backend->tactics[i]->takes & LW_TAKES_MEMBERS) != 0;
     *out = s;
     return LW_OK;
 }
@@ -749,9 +824,11 @@ void lw_session_close(lw_session **session) {
 }
 
 static double job_flop(const lw_session *s, const lw_job *job) {
-    double flop = lw_plan_flop(s->text.plan) + lw_plan_flop(s->time.plan) + lw_plan_flop(s->decode.plan);
+    double flop =
+        lw_plan_flop(s->text.plan) + (s->time.plan ? lw_plan_flop(s->time.plan) : 0) + lw_plan_flop(s->decode.plan);
     for (int32_t k = 0; k < job->n_controls; k++) flop += lw_plan_flop(s->hint[k].plan);
-    for (int32_t i = 0; i < job->schedule.n_rows; i++) flop += lw_plan_flop(s->step[row_controls(job, i)].plan);
+    for (int32_t i = 0; i < job->schedule.n_rows; i++)
+        if (!reuses(job, i)) flop += lw_plan_flop(s->step[row_controls(job, i)].plan);
     return flop;
 }
 
@@ -762,7 +839,8 @@ lw_status lw_estimate(lw_engine *engine, const lw_request *request, lw_plan_info
     lw_job job;
     bool grew = false;
     lw_status status = lw_job_resolve(&job, engine, request, err);
-    if (status == LW_OK) status = lw_session_open(&s, engine, err);
+    if (status == LW_OK) status = open_dry(&s, engine, err);
+    if (status == LW_OK) status = pick_choices(engine, &job, &s->choices, err);
     if (status == LW_OK) status = plan_job(s, &job, &grew, err);
     if (status == LW_OK) status = check_memory(s, err);
     if (status == LW_OK) {
@@ -770,14 +848,14 @@ lw_status lw_estimate(lw_engine *engine, const lw_request *request, lw_plan_info
                                .width = job.width,
                                .height = job.height,
                                .steps = job.schedule.n_rows,
-                               .weights_bytes = lw_params_bytes(engine->params),
+                               .weights_bytes = lw_params_bytes(s->params),
                                .activations_bytes = s->temp_bytes,
                                .tables_bytes = buffers_bytes(s),
                                .gflop = job_flop(s, &job) * 1e-9};
         info->total_bytes = info->weights_bytes + info->activations_bytes + info->tables_bytes;
         info->host_bytes = (uint64_t)job.width * (uint64_t)job.height * 3 * (uint64_t)(job.n + 2);
     }
-    lw_session_close(&s);
+    close_dry(&s);
     lw_job_free(&job);
     return status;
 }
@@ -835,8 +913,7 @@ lw_status lw_engine_tune(lw_engine *engine, const lw_request *request, lw_tuned_
     if (status == LW_OK) status = open_dry(&s, engine, err);
     if (status == LW_OK) status = plan_job(s, &job, &grew, err);
     if (status == LW_OK) status = check_memory(s, err);
-    if (status == LW_OK)
-        status = lw_tune(found, engine->backend, programs, all_programs(s, programs), &hooks, err);
+    if (status == LW_OK) status = lw_tune(found, engine->backend, programs, all_programs(s, programs), &hooks, err);
     if (status == LW_OK) status = keep_choices(engine, found, err);
     close_dry(&s);
     lw_choices_free(found);

@@ -26,8 +26,13 @@ struct lw_engine {
     pthread_mutex_t lock;  /* of tactics_hash */
 };
 
+typedef struct lw_recipe lw_recipe; /* recipe.h */
+
 /* Takes over backend, also on failure. */
 lw_status lw_engine_make(lw_engine **out, lw_backend *backend, const lw_engine_params *params, lw_error *err);
+/* The same without a vocabulary, which is enough for estimates; and finding it: LW_EMODEL says where it was sought. */
+lw_status lw_engine_make_textless(lw_engine **out, lw_backend *backend, const lw_engine_params *params, lw_error *err);
+lw_status lw_engine_add_vocab(lw_engine *engine, const lw_engine_params *params, lw_error *err);
 void lw_engine_unref(lw_engine *engine);
 
 #endif

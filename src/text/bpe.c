@@ -168,6 +168,7 @@ static lw_status count_merges(lw_tokenizer *t, const char *file, const char *tex
     size_t length, at = first, lines = 0;
     while (next_line(text, n, &at, &line, &length) && length > 0) lines++;
     if (n_vocab == 0) {
+        if (lines == 0) return lw_fail(err, LW_EMODEL, "%s: is no vocabulary: no merge follows its first line", file);
         t->n_merges = lines < MAX_MERGES ? (int32_t)lines : MAX_MERGES;
         return LW_OK;
     }

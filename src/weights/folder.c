@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { CONFIG_CAP = 1 << 20 };
+enum { JSON_CAP = 1 << 20 };
 
 static const struct {
     const char *name;
@@ -16,15 +16,19 @@ static const struct {
 } components[] = {
     {"unet", LW_NET_UNET}, {"vae", LW_NET_VAE}, {"text_encoder", LW_NET_CLIP}, {"controlnet", LW_NET_CONTROL}};
 
-/* In the order of preference. */
-static const char *const files[] = {"diffusion_pytorch_model.safetensors",
-                                    "diffusion_pytorch_model.fp16.safetensors",
-                                    "model.safetensors",
-                                    "model.fp16.safetensors",
-                                    "diffusion_pytorch_model.bin",
-                                    "diffusion_pytorch_model.fp16.bin",
-                                    "pytorch_model.bin",
-                                    "pytorch_model.fp16.bin"};
+/* In the order of preference; the index is there instead where the weights are in several files. */
+static const struct {
+    const char *file, *index;
+} files[] = {
+    {"diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"},
+    {"diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors.index.fp16.json"},
+    {"model.safetensors", "model.safetensors.index.json"},
+    {"model.fp16.safetensors", "model.safetensors.index.fp16.json"},
+    {"diffusion_pytorch_model.bin", "diffusion_pytorch_model.bin.index.json"},
+    {"diffusion_pytorch_model.fp16.bin", "diffusion_pytorch_model.bin.index.fp16.json"},
+    {"pytorch_model.bin", "pytorch_model.bin.index.json"},
+    {"pytorch_model.fp16.bin", "pytorch_model.bin.index.fp16.json"},
+};
 
 static char *join(lw_arena *arena, const char *a, const char *b, const char *c) {
     size_t n = strlen(a) + strlen(b) + strlen(c) + 3;
@@ -33,74 +37,16 @@ static char *join(lw_arena *arena, const char *a, const char *b, const char *c) 
     return path;
 }
 
-/* The weights in path/inner, or NULL in *found. */
-static lw_status find_weights(const char *path, const char *inner, lw_arena *arena, const char **found, lw_error *err) {
-    *found = NULL;
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        const char *file = join(arena, path, inner, files[i]);
-        if (!file) return lw_fail(err, LW_ENOMEM, "%s: no memory to open it", path);
-        if (access(file, F_OK) == 0) {
-            *found = file;
-            return LW_OK;
-        }
-        char *parts = lw_format("%s.index.json", file);
-        if (!parts) return lw_fail(err, LW_ENOMEM, "%s: no memory to open it", path);
-        bool sharded = access(parts, F_OK) == 0;
-        if (sharded)
-            lw_fail(err, LW_EMODEL,
-                    "%s: the weights are in several files: save them again with max_shard_size=\"100GB\"", parts);
-        lw_free(parts);
-        if (sharded) return LW_EMODEL;
-    }
-    return LW_OK;
-}
-
-lw_status lw_folder_find(const char *path, lw_network part, lw_arena *arena, lw_folder *folder, lw_error *err) {
-    const char *found;
-    *folder = (lw_folder){.n = 0};
-    /* A folder of one component, such as a ControlNet's own repository; what it is shows in its keys. */
-    LW_TRY(find_weights(path, "", arena, &found, err));
-    if (found) {
-        folder->files[folder->n].path = found;
-        folder->files[folder->n++].network = part;
-        return LW_OK;
-    }
-    for (size_t i = 0; i < sizeof components / sizeof *components; i++) {
-        if (part != LW_NET_NONE && part != components[i].network) continue;
-        LW_TRY(find_weights(path, components[i].name, arena, &found, err));
-        if (!found && components[i].network == LW_NET_CONTROL) { /* a single file instead of a folder */
-            const char *single = join(arena, path, "controlnet.safetensors", "");
-            if (!single) return lw_fail(err, LW_ENOMEM, "%s: no memory to open it", path);
-            if (access(single, F_OK) == 0) found = single;
-        }
-        if (!found) continue;
-        folder->files[folder->n].path = found;
-        folder->files[folder->n++].network = components[i].network;
-    }
-    if (folder->n == 0)
-        return lw_fail(err, LW_EMODEL, "%s: is a folder without %s/%s and the like", path,
-                       part == LW_NET_VAE       ? "vae"
-                       : part == LW_NET_CONTROL ? "controlnet"
-                                                : "unet",
-                       files[0]);
-    return LW_OK;
-}
-
-/* ---- what shapes can't say */
-
-/* A component's config, or NULL in *root where there is none. */
-static lw_status load_config(const char *path, const char *component, lw_arena *arena, json_t **root, lw_error *err) {
+/* A file that is a JSON object. */
+static lw_status load_json(const char *file, json_t **root, lw_error *err) {
     *root = NULL;
     lw_source source;
     lw_status status = LW_OK;
     char *text = NULL;
-    const char *file = join(arena, path, component, "config.json");
-    if (!file) return lw_fail(err, LW_ENOMEM, "%s: no memory to open it", path);
-    if (access(file, F_OK) != 0) return LW_OK;
     LW_TRY(lw_source_open(&source, file, err));
-    if (source.size > CONFIG_CAP) {
+    if (source.size > JSON_CAP) {
         status = lw_fail(err, LW_EMODEL, "%s: %llu bytes, at most %d are read", file, (unsigned long long)source.size,
-                         CONFIG_CAP);
+                         JSON_CAP);
         goto out;
     }
     text = lw_alloc((size_t)source.size + 1, 1);
@@ -120,6 +66,90 @@ out:
     lw_free(text);
     lw_source_close(&source);
     return status;
+}
+
+/* ---- weights */
+
+static lw_status add_file(lw_folder *folder, const char *path, lw_network network, lw_error *err) {
+    if (folder->n == LW_FOLDER_FILES)
+        return lw_fail(err, LW_EMODEL, "%s: is more than the %d files that a model may have", path, LW_FOLDER_FILES);
+    folder->files[folder->n].path = path;
+    folder->files[folder->n++].network = network;
+    return LW_OK;
+}
+
+/* The files that an index names beside itself, each once. */
+static lw_status add_parts(const char *index, const char *dir, lw_network network, lw_arena *arena, lw_folder *folder,
+                           lw_error *err) {
+    json_t *root, *file;
+    const char *key;
+    size_t first = folder->n;
+    LW_TRY(load_json(index, &root, err));
+    lw_status status = LW_OK;
+    json_object_foreach(json_object_get(root, "weight_map"), key, file) {
+        const char *name = json_string_value(file);
+        if (!name || !*name || strchr(name, '/')) {
+            status = lw_fail(err, LW_EMODEL, "%s: %s of its weight_map is in no file of this folder", index, key);
+            break;
+        }
+        const char *path = join(arena, dir, name, "");
+        size_t i = first;
+        while (path && i < folder->n && strcmp(folder->files[i].path, path) != 0) i++;
+        if (!path) status = lw_fail(err, LW_ENOMEM, "%s: no memory to open it", index);
+        else if (i == folder->n) status = add_file(folder, path, network, err);
+        if (status != LW_OK) break;
+    }
+    if (status == LW_OK && folder->n == first) status = lw_fail(err, LW_EMODEL, "%s: its weight_map is empty", index);
+    json_decref(root);
+    return status;
+}
+
+/* Adds the weights in path/inner, if there are any. */
+static lw_status find_weights(const char *path, const char *inner, lw_network network, lw_arena *arena,
+                              lw_folder *folder, lw_error *err) {
+    const char *dir = *inner ? join(arena, path, inner, "") : path;
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        const char *file = dir ? join(arena, dir, files[i].file, "") : NULL;
+        const char *index = dir ? join(arena, dir, files[i].index, "") : NULL;
+        if (!file || !index) return lw_fail(err, LW_ENOMEM, "%s: no memory to open it", path);
+        if (access(file, F_OK) == 0) return add_file(folder, file, network, err);
+        if (access(index, F_OK) == 0) return add_parts(index, dir, network, arena, folder, err);
+    }
+    return LW_OK;
+}
+
+lw_status lw_folder_find(const char *path, lw_network part, lw_arena *arena, lw_folder *folder, lw_error *err) {
+    folder->n = 0;
+    /* A folder of one component, such as a ControlNet's own repository; what it is shows in its keys. */
+    LW_TRY(find_weights(path, "", part, arena, folder, err));
+    if (folder->n > 0) return LW_OK;
+    for (size_t i = 0; i < sizeof components / sizeof *components; i++) {
+        lw_network network = components[i].network;
+        size_t first = folder->n;
+        if (part != LW_NET_NONE && part != network) continue;
+        LW_TRY(find_weights(path, components[i].name, network, arena, folder, err));
+        if (folder->n > first || network != LW_NET_CONTROL) continue;
+        const char *single = join(arena, path, "controlnet.safetensors", ""); /* a single file instead of a folder */
+        if (!single) return lw_fail(err, LW_ENOMEM, "%s: no memory to open it", path);
+        if (access(single, F_OK) == 0) LW_TRY(add_file(folder, single, network, err));
+    }
+    if (folder->n == 0)
+        return lw_fail(err, LW_EMODEL, "%s: is a folder without %s/%s and the like", path,
+                       part == LW_NET_VAE       ? "vae"
+                       : part == LW_NET_CONTROL ? "controlnet"
+                                                : "unet",
+                       files[0].file);
+    return LW_OK;
+}
+
+/* ---- what shapes can't say */
+
+/* A component's config, or NULL in *root where there is none. */
+static lw_status load_config(const char *path, const char *component, lw_arena *arena, json_t **root, lw_error *err) {
+    *root = NULL;
+    const char *file = join(arena, path, component, "config.json");
+    if (!file) return lw_fail(err, LW_ENOMEM, "%s: no memory to open it", path);
+    return access(file, F_OK) == 0 ? load_json(file, root, err) : LW_OK;
 }
 
 /* Which key of which config is which of ours. attention_head_dim is the number of heads in every SD1 config. */

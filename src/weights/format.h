@@ -56,12 +56,14 @@ typedef lw_status (*lw_storage_fn)(void *user, const char *key, uint64_t *offset
 lw_status lw_pickle_list(const char *file, const uint8_t *bytes, size_t n, lw_storage_fn find, void *user,
                          lw_listing *listing, lw_error *err);
 
-/* The weight files of a diffusers folder, or of one component's. */
+/* The weight files of a diffusers folder, or of one component's. The files of a network stand together: its weights
+ * may be in several. */
+enum { LW_FOLDER_FILES = 64 };
 typedef struct lw_folder {
     struct {
         const char *path; /* in the arena */
         lw_network network;
-    } files[LW_N_NETS];
+    } files[LW_FOLDER_FILES];
     size_t n;
 } lw_folder;
 

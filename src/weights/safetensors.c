@@ -148,7 +148,7 @@ lw_status lw_safetensors_list(const lw_source *source, lw_listing *listing, lw_e
     size_t n = 0, n_extents = 0;
     LW_GO(read_header(source, &text, &n, err));
 
-    json_error_t why;
+    json_error_t why = {0};
     root = lw_fault_hit() ? NULL : json_loadb(text, n, JSON_REJECT_DUPLICATES, &why);
     if (!root) {
         status = lw_fail(err, LW_EMODEL, "%s: header is not JSON at byte %d: %s", source->name, why.position, why.text);

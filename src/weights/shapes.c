@@ -192,7 +192,7 @@ static void vae_middle(list *l, const char *side, int64_t c) {
 
 static void vae(list *l, const lw_widths *w) {
     part p;
-    int64_t c = w->vae, c_out = c;
+    int64_t c = w->vae, c_out;
     l->network = LW_NET_VAE;
     conv(l, LW_ROLE_WEIGHT, "encoder.conv_in", c, 3, 3);
     for (int level = 0; level < LEVELS; level++) {

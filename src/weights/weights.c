@@ -6,13 +6,12 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { LW_MAX_SOURCES = 8 };     /* a folder has at most five */
 enum { READ_CHUNK = 64 * 1024 }; /* bytes converted at a time: small enough for L2 */
 
 struct lw_weights {
     char *path;
     const char *layout;
-    lw_source sources[LW_MAX_SOURCES];
+    lw_source sources[LW_FOLDER_FILES];
     uint32_t n_sources;
     lw_listing listing; /* of all files, under their own keys; dropped when they are mapped */
     lw_tensor *tensors; /* sorted by name */
@@ -34,21 +33,24 @@ typedef struct spelling {
     lw_geometry geometry;
 } spelling;
 
+/* The key without what torch's wrappers for several GPUs put before every one. */
+static const char *unwrapped(const char *key) { return strncmp(key, "module.", 7) ? key : key + 7; }
+
 static bool find_spelling(const lw_entry *entries, size_t n, lw_network part, spelling *how) {
     const char *rest;
     *how = (spelling){.network = part};
     for (size_t i = 0; i < n; i++) {
-        lw_network network = lw_ldm_network(entries[i].tensor.key, &rest);
+        lw_network network = lw_ldm_network(unwrapped(entries[i].tensor.key), &rest);
         if (network != LW_NET_NONE && (part == LW_NET_NONE || network == part)) return how->prefixed = true;
     }
     for (const lw_signature *s = lw_signatures; s->key; s++) {
         if (part != LW_NET_NONE && s->network != part) continue;
         for (size_t i = 0; i < n; i++) {
-            if (strcmp(entries[i].tensor.key, s->key) != 0) continue;
+            if (strcmp(unwrapped(entries[i].tensor.key), s->key) != 0) continue;
             how->network = s->network;
             how->naming = s->naming;
             for (size_t k = 0; k < n; k++)
-                lw_geometry_see(&how->geometry, s->network, s->naming, entries[k].tensor.key);
+                lw_geometry_see(&how->geometry, s->network, s->naming, unwrapped(entries[k].tensor.key));
             return true;
         }
     }
@@ -78,7 +80,7 @@ static lw_status map_entry(lw_weights *w, const spelling *how, const lw_entry *e
     const char *file = w->sources[e->tensor.source].name, *ldm;
     char buffer[LW_NAME_CAP];
     bool known;
-    lw_network network = resolve(how, e->tensor.key, &ldm, buffer, &known);
+    lw_network network = resolve(how, unwrapped(e->tensor.key), &ldm, buffer, &known);
     if (network == LW_NET_NONE) {
         w->ignored++;
         return LW_OK;
@@ -101,7 +103,8 @@ static lw_status map_entry(lw_weights *w, const spelling *how, const lw_entry *e
     return LW_OK;
 }
 
-/* The listing's entries from `first` on, which are those of one file, under canonical names into w->tensors. */
+/* The listing's entries from `first` on, which are those of one file, or of one network in several, under canonical
+ * names into w->tensors. */
 static lw_status map_names(lw_weights *w, size_t first, lw_network part, spelling *how, lw_error *err) {
     const lw_entry *entries = w->listing.entries ? w->listing.entries + first : NULL; /* NULL: nothing was listed */
     size_t n = w->listing.n - first;
@@ -135,31 +138,42 @@ static const char *layout_name(lw_container container, const spelling *how) {
     return zip ? "torch-zip-ldm" : "safetensors-ldm";
 }
 
-/* One more file of the store, or bytes if there are any. */
-static lw_status add_file(lw_weights *w, const char *path, const void *bytes, size_t n_bytes, lw_network part,
-                          lw_error *err) {
+/* One more file of the store, or bytes if there are any, onto the listing. */
+static lw_status list_file(lw_weights *w, const char *path, const void *bytes, size_t n_bytes, lw_container *container,
+                           lw_error *err) {
     lw_source *source = &w->sources[w->n_sources];
-    spelling how;
-    lw_container container;
-    size_t first = w->listing.n;
     const char *name = lw_arena_strdup(w->listing.arena, path);
     if (!name) return lw_fail(err, LW_ENOMEM, "%s: no memory to open it", path);
     if (bytes) *source = (lw_source){.name = name, .fd = -1, .bytes = bytes, .size = n_bytes};
     else LW_TRY(lw_source_open(source, name, err));
     w->listing.source = w->n_sources++;
-    LW_TRY(lw_container_of(source, &container, err));
-    if (container == LW_CONTAINER_ZIP) LW_TRY(lw_torch_list(source, &w->listing, err));
-    else LW_TRY(lw_safetensors_list(source, &w->listing, err));
-    LW_TRY(map_names(w, first, part, &how, err));
+    LW_TRY(lw_container_of(source, container, err));
+    return *container == LW_CONTAINER_ZIP ? lw_torch_list(source, &w->listing, err)
+                                          : lw_safetensors_list(source, &w->listing, err);
+}
+
+static lw_status add_file(lw_weights *w, const char *path, const void *bytes, size_t n_bytes, lw_network part,
+                          lw_error *err) {
+    spelling how;
+    lw_container container;
+    LW_TRY(list_file(w, path, bytes, n_bytes, &container, err));
+    LW_TRY(map_names(w, 0, part, &how, err));
     w->layout = layout_name(container, &how);
     return LW_OK;
 }
 
 static lw_status add_folder(lw_weights *w, const char *path, lw_network part, lw_error *err) {
     lw_folder folder;
+    spelling how;
+    lw_container container;
     LW_TRY(lw_folder_find(path, part, w->listing.arena, &folder, err));
-    for (size_t i = 0; i < folder.n; i++)
-        LW_TRY(add_file(w, folder.files[i].path, NULL, 0, folder.files[i].network, err));
+    for (size_t i = 0; i < folder.n;) {
+        lw_network network = folder.files[i].network;
+        size_t first = w->listing.n;
+        for (; i < folder.n && folder.files[i].network == network; i++)
+            LW_TRY(list_file(w, folder.files[i].path, NULL, 0, &container, err));
+        LW_TRY(map_names(w, first, network, &how, err));
+    }
     w->layout = "diffusers-folder";
     return lw_folder_config(path, &w->listing, err);
 }

@@ -58,6 +58,18 @@ lw_status lw_tensor_read(const lw_weights *weights, const lw_tensor *tensor, flo
  * with lw_free. */
 lw_status lw_weights_describe(const char *path, char **json, lw_error *err);
 
+/* ---- for doctor. report is a json_t object of jansson's, which gets new members. */
+struct json_t;
+/* "widths": {network: "sd15" or "small"} of the networks that have the widths of one; of these "missing" (canonical
+ * names), "extra" and "unused" (keys that the first two networks, or the others, have no place for) and "misshaped"
+ * (sentences). */
+lw_status lw_weights_audit_shapes(const lw_weights *weights, struct json_t *report, lw_error *err);
+/* "damaged": a sentence for each tensor with NaN or infinity, or that can't be read. Reads every value. */
+lw_status lw_weights_audit_values(const lw_weights *weights, lw_bytes_fn progress, void *user, struct json_t *report,
+                                  lw_error *err);
+/* Whether the file is of a family that linework does not have: its name and what to do, or NULL. */
+lw_status lw_weights_other_release(const char *path, const char **name, const char **advice, lw_error *err);
+
 /* ---- writing */
 
 typedef struct lw_save_tensor {

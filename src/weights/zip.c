@@ -66,7 +66,7 @@ static lw_status read_end64(archive *a, uint64_t end_at, const uint8_t *locator,
 
 static lw_status find_directory(archive *a, directory_place *d, lw_error *err) {
     uint64_t size = a->source->size;
-    size_t n = size < TAIL_BYTES + LOCATOR_BYTES ? (size_t)size : TAIL_BYTES + LOCATOR_BYTES, i = n;
+    size_t n = size < TAIL_BYTES + LOCATOR_BYTES ? (size_t)size : TAIL_BYTES + LOCATOR_BYTES, i;
     if (n < END_BYTES) return damaged(a, "it is too short", err);
     uint8_t *tail = lw_alloc(n, 1);
     if (!tail) return lw_fail(err, LW_ENOMEM, "%s: no memory to open it", a->source->name);

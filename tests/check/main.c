@@ -20,7 +20,7 @@ static const ck_op *const ops[] = {
 const ck_op *ck_op_of(lw_op_kind kind) { return ops[kind]; }
 
 typedef struct options {
-    bool all, bench, verbose, cuda;
+    bool all, bench, verbose, cuda, overlap, no_wgmma, wgmma_attention;
     const char *op, *tactic, *shape, *model;
     uint64_t seed;
     int32_t repeat, chance;
@@ -34,6 +34,9 @@ static const char usage[] =
     "  --all            the long list: SD1.5 at 256x384 pixels, 2,000 and more shapes by chance\n"
     "  --bench          times instead of checks, as TSV\n"
     "  --backend NAME   cpu (default) or cuda\n"
+    "  --overlap        of cuda: launches begin while the one before ends\n"
+    "  --no-wgmma       of cuda: without the Hopper products\n"
+    "  --wgmma-attention  of cuda: with the Hopper attention\n"
     "  --op NAME        only this op, \"conv2d\"\n"
     "  --tactic TEXT    only tactics whose name contains TEXT\n"
     "  --shape TEXT     only shapes that contain TEXT, as they are printed\n"
@@ -51,6 +54,9 @@ static bool parse(int argc, char **argv, options *o) {
         if (!strcmp(flag, "--all")) o->all = true;
         else if (!strcmp(flag, "--bench")) o->bench = true;
         else if (!strcmp(flag, "--verbose")) o->verbose = true;
+        else if (!strcmp(flag, "--overlap")) o->overlap = true;
+        else if (!strcmp(flag, "--no-wgmma")) o->no_wgmma = true;
+        else if (!strcmp(flag, "--wgmma-attention")) o->wgmma_attention = true;
         else if (!value) return false;
         else {
             i++;
@@ -76,7 +82,9 @@ static lw_status open_backends(const options *o, ck_machine *m, lw_error *err) {
     LW_TRY(lw_cpu_open(&m->reference, &(lw_cpu_params){.references_only = true}, err));
     if (!o->cuda) return lw_cpu_open(&m->backend, &(lw_cpu_params){0}, err);
 #ifdef LW_HAVE_CUDA
-    return lw_cuda_open(&m->backend, &(lw_cuda_params){0}, err);
+    return lw_cuda_open(
+        &m->backend,
+        &(lw_cuda_params){.overlap = o->overlap, .no_wgmma = o->no_wgmma, .wgmma_attention = o->wgmma_attention}, err);
 #else
     return lw_fail(err, LW_EDEVICE, "this build has no CUDA backend");
 #endif

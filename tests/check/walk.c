@@ -138,7 +138,7 @@ static bool add_model(ck_list *list, lw_model *model, const char *from, lw_dtype
         fine = add_program(list, p, from) && fine;
     }
     if ((p = lw_program_new("time", params, act))) {
-        lw_record_time(p, model, model->n_controls, shape.rows);
+        lw_record_time(p, model, model->n_controls, shape.rows, "t", "addend_table");
         fine = add_program(list, p, from) && fine;
     }
     if ((p = lw_program_new("step", params, act))) {

@@ -22,6 +22,30 @@ lib=$(dirname "$(find inst -name liblinework.a)")
 for file in bin/linework include/linework.h share/man/man1/linework.1 share/bash-completion/completions/linework; do
     that test -s "inst/$file"
 done
+if command -v mandoc >/dev/null; then
+    checks=$((checks + 1))
+    mandoc -T lint -W style inst/share/man/man1/linework.1 >out 2>err || { fail "the manual page"; head -5 out; }
+fi
+if command -v bash >/dev/null; then
+    cat >complete.bash <<'B'
+set -eu
+. inst/share/bash-completion/completions/linework
+try() { # WANT WORDS...: the last word completed
+    want=$1 && shift
+    COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
+    _linework
+    [ "${COMPREPLY[*]}" = "$want" ] || { echo "$*: ${COMPREPLY[*]}, not $want" >&2; exit 1; }
+}
+try generate linework gen
+try --scheduler linework generate --sche
+try karras linework generate --scheduler k
+try "reference discrete karras" linework generate --scheduler ""
+try "--dtype" linework convert --d
+try in.ppm linework info in.p
+B
+    checks=$((checks + 1))
+    bash complete.bash 2>err || fail "bash completion"
+fi
 checks=$((checks + 1))
 PKG_CONFIG_PATH="$lib/pkgconfig" pkg-config --define-variable=prefix="$work/inst" --cflags --libs linework >flags 2>err || fail "pkg-config"
 checks=$((checks + 1))
@@ -30,6 +54,14 @@ cc -std=c99 "$sources/examples/canny2image.c" $(cat flags) -Wl,-rpath,"$work/$li
 checks=$((checks + 1))
 ./example >out 2>err
 [ $? -eq 2 ] || fail "the installed library does not start"
+checks=$((checks + 1))
+PKG_CONFIG_PATH="$lib/pkgconfig" pkg-config --static --define-variable=prefix="$work/inst" --cflags --libs linework | sed 's/-llinework/-l:liblinework.a/' >flags 2>err || fail "pkg-config --static"
+checks=$((checks + 1))
+# shellcheck disable=SC2046
+cc -std=c99 "$sources/examples/canny2image.c" $(cat flags) -o example_static 2>err || fail "the example against the static library"
+checks=$((checks + 1))
+./example_static >out 2>err
+[ $? -eq 2 ] || fail "the static library does not start"
 program=$work/inst/bin/linework
 run 0 --version
 if [ -f inst/share/linework/models/demo/model.safetensors ]; then run 0 tokenize x; fi

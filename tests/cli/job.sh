@@ -21,6 +21,13 @@ for key in '"images": ["c.' '"control": null' '"seed": 7' '"width": 128' '"heigh
     '"encode": ' '"total": ' '"peak_bytes": {"host": '; do prints "$key"; done
 job 0 -i in.ppm -o d.$png -q; checks=$((checks + 1)); [ -s err ] && fail "-q is not quiet"
 
+# A GPU that is not there: one error. auto: the CPU where no GPU shows.
+job 6 -i in.ppm -o x.$png --device cuda:998; says "cuda:998"; absent x.$png
+export CUDA_VISIBLE_DEVICES=
+job 0 -i in.ppm -o b.$png --device auto; that cmp -s a.$png b.$png
+job 6 -i in.ppm -o x.$png --device cuda; says "cuda:0"; absent x.$png
+unset CUDA_VISIBLE_DEVICES
+
 # The edges as a ready map, and latents out and in.
 job 0 --control-image edges.$png -o e.$png --save-latents e.npy; that cmp -s a.npy e.npy
 job 0 -i in.ppm -o f.$png --init-latents a.npy
@@ -35,10 +42,30 @@ job 4 -i in.ppm -o x.$png --init-latents in.ppm; says "not a .npy"
 job 4 -i in.ppm -o x.$png --init-latents nan.npy; says "nan"
 absent x.$png
 
+# Another part of the steps, another layer of the text encoder, another VAE: each changes what it should and no more.
+job 0 -i in.ppm -o p.$png --control-end 0 --save-latents p.npy; says "ControlNet 0 is used in none of the 2 steps"
+job 0 -i in.ppm -o q.$png --control-strength 0 --save-latents q.npy; that cmp -s p.npy q.npy
+that test -z "$(grep 'in none of' err)"
+checks=$((checks + 1)); cmp -s a.npy p.npy && fail "--control-end changes nothing"
+job 0 -i in.ppm -o p.$png --control-start 0.5 --save-latents p.npy
+checks=$((checks + 1)); cmp -s a.npy p.npy && fail "--control-start changes nothing"
+job 0 -i in.ppm -o p.$png --clip-skip 1 --save-latents p.npy; that cmp -s a.npy p.npy
+job 0 -i in.ppm -o p.$png --clip-skip 2 --save-latents p.npy
+checks=$((checks + 1)); cmp -s a.npy p.npy && fail "--clip-skip changes nothing"
+if [ $png = png ]; then
+    run 0 info p.png; prints "Clip skip: 2"
+    run 0 generate -m "$model" --from-image p.png -i in.ppm -o again.png; that cmp -s p.png again.png
+fi
+job 2 -i in.ppm -o x.$png --clip-skip 4; says "clip skip 4 leaves none of the text encoder's 3 layers"
+job 0 -i in.ppm -o p.$png --vae "$model" --save-latents p.npy; that cmp -s a.npy p.npy
+job 3 -i in.ppm -o x.$png --vae in.ppm
+job 3 -i in.ppm -o x.$png --vae nowhere; says "nowhere"
+
 # Sizes, batches, names, standard output.
 job 0 -i in.ppm -o n.$png -b 3
 for i in 1 2 3; do that test -s n-$i.$png; done
 absent n.$png
+run 0 generate -m "$model" -p x -i in.ppm -s 1 --steps 1 -W 64 -H 64 -b 12 -o many.$png -q; that test -s many-12.$png
 run 0 generate -m "$model" -p x -i in.ppm -s 1 --steps 2 -W 192 -H 64 -o w.$png --json; prints '"width": 192'
 run 2 generate -m "$model" -p x -i in.ppm --steps 2 -W 72 -H 64 -o x.$png
 printf 'P6\n1 1\n255\nabc' >one.ppm
@@ -80,8 +107,29 @@ if [ $png = png ]; then
     run 2 generate -m "$model" --from-image two.png -i in.ppm -o x.png; says "ControlNet 1 of the parameters"
 fi
 
+# What stands before the first --control-net holds for all of them, what follows one for that one alone.
+nets() { job 0 -i in.ppm -o nets.$png --save-latents "$@"; }
+nets one.npy --control-strength 0.5 --control-net "$model" --control-net "$model"
+nets other.npy --control-net "$model" --control-strength 0.5 --control-net "$model" --control-strength 0.5; that cmp -s one.npy other.npy
+nets one.npy --control-net "$model" --control-strength 0.5 --control-end 0.5 --control-net "$model"
+checks=$((checks + 1)); cmp -s one.npy other.npy && fail "the second ControlNet has the first one's strength"
+nets other.npy --control-net "$model" --control-strength 0.5 --control-end 0.5 --control-net "$model" --control-strength 1 --control-end 1
+that cmp -s one.npy other.npy
+
+# Ready maps of two sizes are refused, and made one size where one is given.
+{ printf 'P6\n64 64\n255\n' && head -c 12288 /dev/zero; } >square.ppm
+two() {
+    run "$@" -m "$model" -p x -s 1 --steps 1 --control-net "$model" --control-image edges.$png --control-net "$model" \
+        --control-image square.ppm
+}
+two 4 generate -o x.$png; says "the map of control 1 is 64x64, that of control 0 128x64"
+two 0 generate -o sized.$png -W 64 -H 64
+run 4 generate -m "$model" -p x -o x.$png --control-image in.ppm; says "the map of control 0 is 48x32"
+
 # A picture's parameters, and the same picture again from them.
 if [ $png = png ]; then
+    job 0 -i in.ppm -o long.png -a ""
+    run 0 info long.png; that grep -q "a red house, $" out
     job 0 -i in.ppm -o long.png --cfg-scale 7.25 --control-strength 0.5 --control-end 0.75 --canny-low 50 --rng cpu -n "no, \"nothing\"" -a ""
     run 0 info long.png; prints "Negative prompt: no, \"nothing\""; prints "CFG scale: 7.25"; prints "Weight: 0.5"; prints "RNG: CPU"
     run 0 info --json long.png; prints '"kind": "picture"'; prints '"cfg_scale": 7.25'

@@ -2,7 +2,6 @@
 # Sourced by the scripts beside it: TEST.sh PROGRAM DATA. Each check prints what went wrong; the script's end counts.
 set -u
 export LC_ALL=C
-export GOMP_SPINCOUNT=10000 # tests share the machine, and threads that spin for each other on taken cores crawl
 program=$1
 data=$2
 work=$(mktemp -d) || exit 1

@@ -48,6 +48,13 @@ if python3 -c 'import numpy' 2>/dev/null; then
         python3 "$tools/make_model.py" --small --dtype $dtype --seed 4294967295 python || fail "make_model.py $dtype"
         that cmp -s c python
     done
+    for model in m-ldm m-sd m-control m-control-bare m-combined-pth m-sd-pth m-control-pth m-diffusers; do
+        checks=$((checks + 1))
+        python3 "$tools/make_model.py" --check --small --dtype fp16 $model >out || fail "make_model.py --check $model"
+        prints "as described"
+    done
+    checks=$((checks + 1))
+    python3 "$tools/make_model.py" --check --small --dtype fp16 --seed 2 m-combined-pth >/dev/null 2>&1 && fail "make_model.py --check sees no other seed"
 fi
 if python3 -c 'import torch' 2>/dev/null; then
     for file in m-combined-pth m-sd-pth; do
@@ -109,6 +116,104 @@ for k, v in got.items():
 assert len(got) == len(model) - 13
 PYTHON
 fi
+
+# doctor: what is made here is fine; what is broken is named, with exit 3 and the report all the same.
+sick() { # FILE TEXT...
+    file=$1
+    shift
+    checks=$((checks + 1))
+    "$program" doctor "$file" >out 2>err </dev/null
+    [ $? -eq 3 ] || fail "doctor $file is not exit 3"
+    [ "$(grep -c '^linework: ' err)" -eq 1 ] || fail "doctor $file: not one line on standard error"
+    says "can't be used"; prints "not usable"
+    for text in "$@"; do prints "$text"; done
+}
+run 2 doctor
+run 2 doctor m-ldm --control
+run 0 doctor m-ldm; prints "canny2image, as -m"; prints "512x512"
+run 0 doctor m-combined-pth m-diffusers --json; prints '"usable": true'; prints "diffusers-folder"
+run 0 doctor m-sd; prints "together with --control-net"; prints "no ControlNet in it"
+run 0 doctor m-sd --control-net m-control-bare; prints "a ControlNet, as --control-net"; prints "512x512"
+run 0 doctor m-control m-control-pth; prints "a ControlNet, as --control-net"
+run 0 doctor "$data/tiny/model.safetensors"; prints "384x256"
+sick m-nowhere
+sick in.ppm
+head -c 1000000 m-ldm >cut; sick cut
+if command -v python3 >/dev/null; then
+    cat >edit.py <<'PYTHON'
+import json, sys
+path, out, what, key = sys.argv[1:]
+b = open(path, "rb").read()
+n = int.from_bytes(b[:8], "little")
+head, data = json.loads(b[8:8 + n]), bytearray(b[8 + n:])
+new = {"__metadata__": head.pop("__metadata__", {})}
+if what == "nan": i = head[key]["data_offsets"][0]; data[i:i + 2] = b"\x00\x7e"
+if what == "add": head[key] = {"dtype": "F16", "shape": [4], "data_offsets": [len(data), len(data) + 8]}; data += bytes(8)
+if what == "drop":
+    a, e = head.pop(key)["data_offsets"]
+    del data[a:e]
+    for v in head.values():
+        if v["data_offsets"][0] >= e: v["data_offsets"] = [x - (e - a) for x in v["data_offsets"]]
+if what == "flat": head[key]["shape"] = [head[key]["data_offsets"][1] // 2 - head[key]["data_offsets"][0] // 2]
+text = json.dumps({**new, **head}).encode()
+open(out, "wb").write(len(text).to_bytes(8, "little") + text + data)
+PYTHON
+    edit() { python3 edit.py m-ldm "$@" || fail "edit.py $*"; }
+    edit b nan first_stage_model.decoder.conv_out.weight; sick b "1 tensor damaged" "first_stage_model.decoder.conv_out.weight: value 0 of"
+    edit b drop model.diffusion_model.out.2.bias; sick b "1 tensor missing" "unet.out.2.bias"
+    edit b drop control_model.zero_convs.4.0.weight; sick b "control.zero_convs.4.0.weight"
+    edit b drop first_stage_model.encoder.conv_in.bias; run 0 doctor b
+    edit b add model.diffusion_model.input_blocks.2.0.skip_connection.weight; sick b "1 tensor of no block" "skip_connection"
+    edit b add model.diffusion_model.label_emb.0.0.weight; sick b "label_emb"
+    edit b add conditioner.embedders.0.x; sick b "Stable Diffusion XL"
+    edit b add cond_stage_model.model.ln_final.weight; sick b "Stable Diffusion 2"
+    edit b add lora_unet_mid.lora_down.weight; sick b "a LoRA"
+    edit b flat model.diffusion_model.out.2.weight; sick b "out.2.weight is [1152], not [4,32,3,3]"
+fi
+
+# fetch-vocab, offline: what fails leaves nothing, and what is there is kept. tools/check_tokenizer.py fetches the real one.
+run 2 fetch-vocab x
+checks=$((checks + 1))
+(PATH=/nowhere; exec "$program" fetch-vocab >out 2>err)
+[ $? -eq 3 ] || fail "no python3 is not exit 3"
+says "python3 with pip is needed"
+if python3 -m pip --version >/dev/null 2>&1; then
+    export PIP_NO_INDEX=1 PIP_FIND_LINKS="$work/wheels"
+    mkdir wheels
+    run 3 fetch-vocab; says "No matching distribution found for open-clip-torch"
+    cat >wheel.py <<'PYTHON'
+import gzip, sys, zipfile
+with zipfile.ZipFile("wheels/open_clip_torch-9.9-py3-none-any.whl", "w") as z:
+    z.writestr("open_clip/" + sys.argv[1], gzip.compress(b"#\n"))
+    z.writestr("open_clip_torch-9.9.dist-info/METADATA", "Metadata-Version: 2.1\nName: open-clip-torch\nVersion: 9.9\n")
+    z.writestr("open_clip_torch-9.9.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    z.writestr("open_clip_torch-9.9.dist-info/RECORD", "")
+PYTHON
+    python3 wheel.py bpe_simple_vocab_16e6.txt.gz; run 3 fetch-vocab; says "has the SHA-256"; says "not 924691ac288e5440"
+    python3 wheel.py other.txt; run 3 fetch-vocab; says "no bpe_simple_vocab_16e6.txt.gz in it"
+    unset PIP_NO_INDEX PIP_FIND_LINKS
+    (export XDG_CACHE_HOME=/proc/none; run 7 fetch-vocab; says "can't be written"; [ "$failures" -eq 0 ]) || failures=$((failures + 1))
+fi
+checks=$((checks + 1))
+[ -z "$(find cache -name 'fetch-*' -o -name merges.txt)" ] || fail "fetch-vocab left something"
+mkdir -p cache/linework slow
+printf '#!/bin/sh\nexec sleep 60\n' >slow/python3; chmod +x slow/python3
+checks=$((checks + 1))
+(PATH=$work/slow:$PATH; exec "$program" fetch-vocab >out 2>err) & pid=$!
+while [ -z "$(ls cache/linework/fetch-* 2>/dev/null)" ] && kill -0 $pid 2>/dev/null; do sleep 0.1; done
+kill -TERM $pid; wait $pid
+[ $? -eq 130 ] || fail "fetch-vocab told to stop is not exit 130"
+says "cancelled"; that [ -z "$(find cache -name 'fetch-*')" ]
+run 3 generate -m m-ldm -i in.ppm -p x -W 64 -H 64 -o unmade.ppm; says "no vocabulary of 514 entries: none beside the model and none in the cache $work/cache/linework"; absent unmade.ppm
+awk 'BEGIN { # as many merges as CLIP has: all pairs of 94 characters, then the first triples
+    print "#version: 0.2"
+    for (i = 0; i < 8836; i++) print pair[i] = sprintf("%c %c", 33 + int(i / 94), 33 + i % 94)
+    for (i = 0; i < 48894 - 8836; i++) { two = pair[int(i / 94)]; sub(" ", "", two); printf "%s %c\n", two, 33 + i % 94 }
+}' </dev/null >cache/linework/merges.txt
+cp cache/linework/merges.txt had
+(PATH=/nowhere; exec "$program" fetch-vocab >out 2>err) || fail "fetch-vocab with a vocabulary there is not exit 0"
+prints "was there already"; that cmp -s had cache/linework/merges.txt
+rm -r cache/linework
 
 # A file that may not grow stands for a full disk.
 checks=$((checks + 1))

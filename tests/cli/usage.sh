@@ -15,7 +15,7 @@ run 0 help --man; prints ".Dt LINEWORK 1"
 run 0 help --completion; prints "complete -o filenames"
 run 2 genrate; says "did you mean generate?"
 run 2 help genrate
-for name in doctor fetch-vocab pd score serve; do run 2 $name; says "reserved"; done
+for name in pd score serve; do run 2 $name; says "reserved"; done
 
 # Flags: near names, values that are missing, exclusive, or given to those that take none.
 run 2 generate --stesp 3; says "did you mean --steps?"
@@ -49,31 +49,12 @@ run 2 canny -o x.$png
 run 2 info
 run 2 info a b
 
-# Every numeric flag: outside its range at both ends, and everything that is no number.
-bad() {
-    flag=$1
-    shift
-    for value in nan NaN -nan inf -inf infinity 1e99 -1e99 1e999 99999999999999999999 1x "1 " " 1" "" + - . 0x10 1,5 "$@"; do
-        run 2 generate -i $none -p x "--$flag=$value"
-    done
-}
-bad steps 0 -1 1001 1000000000 2.5 1e2
-bad cfg-scale -1 -0.001 100.001
-bad control-strength -1 2.001
-bad control-start -1 1.001
-bad control-end -1 1.001
-bad eta -1 1.001
-bad samples 0 -1 13 1.5
-bad seed -2 4294967296 1.5
-bad canny-low -1 10000.5
-bad canny-high -1 10000.5
-bad threads 0 -1 1025
-bad resolution 0 -1 63 8193
-bad width 0 -1 63 8193
-bad height 0 -1 63 8193
-bad max-memory 0 -1
-for value in nan inf -1 10001 1x; do run 2 canny -i $none -o x.$png --canny-low $value; done
-for value in nan inf -1 0 63 8193 1x; do run 2 canny -i $none -o x.$png -r $value; done
+# Numbers (badinput.sh has every flag's range): whole ones are not rounded, and fractions stay inside.
+for value in 2.5 1e2; do run 2 generate -i $none -p x "--steps=$value"; done
+run 2 generate -i $none -p x --samples 1.5
+run 2 generate -i $none -p x --seed 1.5
+run 2 generate -i $none -p x --cfg-scale 100.001
+run 2 generate -i $none -p x --control-strength -0.001
 
 # Step counts that the reference fails on are refused by name; the last of a flag given twice counts.
 for steps in 3 9 27 36 37 101 111 251 333 501 1000; do run 2 generate -i $none -p x --steps $steps; done

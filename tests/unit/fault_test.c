@@ -71,6 +71,40 @@ static void each_call_fails_once(void **state) {
     assert_memory_equal(got, want, sizeof want);
 }
 
+/* jansson's own allocations, which read the header and the metadata. */
+static long json_calls, json_fails_at;
+static void *json_take(size_t n) { return ++json_calls == json_fails_at ? NULL : malloc(n); }
+
+static void each_allocation_of_json_fails_once(void **state) {
+    (void)state;
+    uint8_t want[64 * 64 * 3], got[64 * 64 * 3];
+    lw_error err = {0};
+    json_set_alloc_funcs(json_take, free);
+    json_fails_at = 0;
+    json_calls = 0;
+    assert_int_equal(whole_job(want, &err), LW_OK);
+    long n = json_calls, failed = 0;
+    print_message("%ld allocations by jansson\n", n);
+    assert_true(n > 1000);
+    for (long at = 1; at <= n; at += every ? 1 : n / 40 | 1) {
+        err = (lw_error){0};
+        json_calls = 0;
+        json_fails_at = at;
+        lw_status status = whole_job(got, &err);
+        if (status == LW_OK) {
+            assert_memory_equal(got, want, sizeof want);
+            continue;
+        }
+        failed++;
+        if (err.code != status || !err.message[0]) fail_msg("allocation %ld: status %s without a sentence", at, lw_status_name(status));
+    }
+    json_set_alloc_funcs(malloc, free);
+    print_message("%ld of them gave an error\n", failed);
+    assert_true(failed > 20);
+    assert_int_equal(whole_job(got, &err), LW_OK);
+    assert_memory_equal(got, want, sizeof want);
+}
+
 /* A session goes on after a failure inside it. */
 static void a_session_survives(void **state) {
     (void)state;
@@ -113,6 +147,7 @@ static void a_session_survives(void **state) {
 
 int main(int argc, char **argv) {
     every = argc > 1 && !strcmp(argv[1], "--all");
-    const struct CMUnitTest tests[] = {cmocka_unit_test(each_call_fails_once), cmocka_unit_test(a_session_survives)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(each_call_fails_once), cmocka_unit_test(each_allocation_of_json_fails_once),
+                                       cmocka_unit_test(a_session_survives)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -85,7 +85,7 @@ static void made_reads_back(void **state) {
     r.samples = 3, r.steps = 30;
     r.cfg_scale = 7.1, r.eta = 0.3, r.canny_low = 33.25, r.canny_high = 10000;
     r.control_mode = LW_CONTROL_PROMPT, r.sampler = LW_SAMPLER_DDIM, r.scheduler = LW_SCHEDULER_KARRAS;
-    r.rng = LW_RNG_CPU, r.clip_skip = 2;
+    r.rng = LW_RNG_CPU, r.clip_skip = 2, r.reuse_steps = "9,11-13";
     r.controls = controls, r.n_controls = 2;
     lw_infotext_extra extra;
     lw_infotext_extra_init(&extra);
@@ -111,6 +111,7 @@ static void made_reads_back(void **state) {
         assert_int_equal(b->scheduler, LW_SCHEDULER_KARRAS);
         assert_int_equal(b->rng, LW_RNG_CPU);
         assert_int_equal(b->clip_skip, 2);
+        assert_string_equal(b->reuse_steps, "9,11-13");
         assert_int_equal(t.n_controls, 2);
         assert_true(b->controls[0].strength == 0.1 && b->controls[0].start == 0.25 && b->controls[0].end == 0.75);
         assert_null(b->controls[1].map);

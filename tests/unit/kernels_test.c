@@ -101,10 +101,11 @@ static void check_stats(const lw_kernels *k, int32_t rows, int32_t c) {
 }
 
 static void check_attention(const lw_kernels *k, int32_t len, int32_t d, int32_t rows, int32_t first_row) {
-    int32_t lp = (len + k->width - 1) / k->width * k->width, dp = (d + k->width - 1) / k->width * k->width;
+    int32_t lp = (len + 2 * k->width - 1) / (2 * k->width) * (2 * k->width),
+            dp = (d + k->width - 1) / k->width * k->width;
     float *q = lw_alloc((size_t)(rows * d), 4), *key = lw_alloc((size_t)(len * d), 4),
           *v = lw_alloc((size_t)(len * d), 4);
-    float *kt = lw_alloc_aligned((size_t)(d * lp) * 4), *vp = lw_alloc_aligned((size_t)(lp * dp) * 4);
+    float *kt = lw_alloc_aligned((size_t)(d * lp) * 4), *vp = lw_alloc_aligned((size_t)(len * dp) * 4);
     float *got = lw_alloc((size_t)(rows * d + 1), 4);
     double *want = lw_alloc((size_t)(rows * d), 8), scale = 1 / sqrt((double)d);
     draw_all(q, rows * d);
@@ -128,6 +129,93 @@ static void check_attention(const lw_kernels *k, int32_t len, int32_t d, int32_t
     lw_free(q), lw_free(key), lw_free(v), lw_free(kt), lw_free(vp), lw_free(got), lw_free(want);
 }
 
+static void check_multiply(const lw_kernels *k, int32_t rows, int32_t n, bool add) {
+    int32_t wide = 2 * k->width, stride = n + 3, c_stride = wide + 5;
+    float *a = lw_alloc((size_t)(rows * stride), 4), *b = lw_alloc_aligned((size_t)(n * wide) * 4),
+          *c = lw_alloc((size_t)(rows * c_stride + 1), 4), *last = lw_alloc((size_t)wide, 4);
+    double *want = lw_alloc((size_t)(rows * c_stride), 8);
+    draw_all(a, rows * stride);
+    draw_all(b, n * wide);
+    draw_all(c, rows * c_stride);
+    memcpy(last, c + (rows - 1) * c_stride, (size_t)wide * 4);
+    for (int i = 0; i < rows * c_stride; i++) {
+        want[i] = add || i % c_stride >= wide ? (double)c[i] : 0;
+        for (int t = 0; t < n && i % c_stride < wide; t++)
+            want[i] += (double)a[i / c_stride * stride + t] * (double)b[t * wide + i % c_stride];
+    }
+    c[rows * c_stride] = NAN;
+    k->multiply(a, stride, rows, b, n, add, c, c_stride, b);
+    expect_near(k, "multiply", rows, c, want, rows * c_stride);
+    k->multiply(a + (rows - 1) * stride, stride, 1, b, n, add, last, wide,
+                b); /* alone or beside others: the same bits */
+    assert_memory_equal(last, c + (rows - 1) * c_stride, (size_t)wide * 4);
+    lw_free(a), lw_free(b), lw_free(c), lw_free(last), lw_free(want);
+}
+
+static void check_finish(const lw_kernels *k, lw_act act, int32_t c, bool residual) {
+    enum { H = 2, W = 3, MOST = 32 };
+    static float x[H * W * MOST], addend[MOST], res[H * W * (MOST + 1)], got[H * W * (MOST + 1) + 1];
+    double want[H * W * (MOST + 1)];
+    int32_t wide = 2 * k->width, n = H * W * (c + 1);
+    draw_all(x, H * W * wide);
+    draw_all(addend, wide);
+    draw_all(res, n);
+    for (int i = 0; i < n; i++) got[i] = (float)(want[i] = 7);
+    got[n] = NAN;
+    for (int i = 0; i < H * W; i++)
+        for (int l = 0; l < c; l++) {
+            const float *from = x + i * wide;
+            double v = (double)from[l] + (double)addend[l];
+            if (act == LW_ACT_GEGLU)
+                v *= ref_act(LW_ACT_GELU, (double)from[k->width + l] + (double)addend[k->width + l]);
+            else v = ref_act(act, v);
+            want[i * (c + 1) + l] = 0.5 * v + (residual ? (double)res[i * (c + 1) + l] : 0);
+        }
+    const lw_finish f = {.addend = addend,
+                         .act = act,
+                         .scale = 0.5f,
+                         .c = c,
+                         .residual = residual ? res : NULL,
+                         .residual_sh = W * (c + 1),
+                         .residual_sw = c + 1,
+                         .out = got,
+                         .sh = W * (c + 1),
+                         .sw = c + 1};
+    k->finish(x, W * wide, H, W, &f);
+    expect_near(k, "finish", c, got, want, n);
+}
+
+/* One tile by Winograd against the sum it stands for. */
+static void check_winograd(const lw_kernels *k) {
+    enum { MOST = 32, C = 2 * MOST, STRIDE = C * MOST };
+    static float in[36 * C], g[C * 9 * MOST], v[36 * STRIDE], u[36 * STRIDE], m[36 * STRIDE], got[16 * MOST + 1];
+    double want[16 * MOST] = {0};
+    const float *d[36];
+    int32_t wide = 2 * k->width;
+    draw_all(in, 36 * C);
+    draw_all(g, C * 9 * wide);
+    for (int i = 0; i < 36; i++) d[i] = in + i * C;
+    for (int i = 0; i < 16 * wide; i++)
+        for (int t = 0; t < 9 * C; t++)
+            want[i] += (double)in[((i / wide / 4 + t % 9 / 3) * 6 + i / wide % 4 + t % 3) * C + t / 9] *
+                       (double)g[t * wide + i % wide];
+    k->wino_input(d, C, v, STRIDE);
+    k->wino_weights(g, C, u, STRIDE);
+    for (int i = 0; i < 36; i++) k->multiply(v + i * STRIDE, C, 1, u + i * STRIDE, C, false, m + i * STRIDE, wide, u);
+    got[16 * wide] = NAN;
+    k->wino_output(m, STRIDE, got);
+    expect_near(k, "winograd", C, got, want, 16 * wide);
+}
+
+static void check_products(const lw_kernels *k) {
+    for (int32_t rows = 1; rows <= 2 * k->rows + 1; rows++) check_multiply(k, rows, 1 + rows * 7 % 40, rows % 2);
+    check_multiply(k, 3 * k->rows, 130, true);
+    for (int t = 0; t < 5; t++)
+        for (int32_t c = 1; c <= (t < 4 ? 2 : 1) * k->width; c++)
+            check_finish(k, t < 4 ? acts[t] : LW_ACT_GEGLU, c, c % 2);
+    check_winograd(k);
+}
+
 static void test_every_table(void **state) {
     int checked = 0;
     (void)state;
@@ -140,6 +228,7 @@ static void test_every_table(void **state) {
         check_rows(k, MAX);
         for (int32_t c = 1; c < 37; c++) check_stats(k, 1 + c % 64, c);
         check_stats(k, 64, 32);
+        check_products(k);
         for (int32_t rows = 1; rows <= k->attention_rows; rows++) check_attention(k, 77, 40, rows, -1);
         for (int32_t len = 1; len < 40; len++) check_attention(k, len, 1 + len % 21, 1 + len % k->attention_rows, -1);
         for (int32_t len = 510; len < 516; len++) check_attention(k, len, 8, k->attention_rows, -1);

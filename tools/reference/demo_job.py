@@ -44,6 +44,7 @@ def parse():
     p.add_argument("--control-start", type=float, default=0.0)
     p.add_argument("--control-end", type=float, default=1.0)
     p.add_argument("--eta", type=float, default=0.0)
+    p.add_argument("--clip-skip", type=int, default=1)
     p.add_argument("--rng", choices=("cuda", "cpu"), default="cuda")
     p.add_argument("--double", action="store_true", help="compute in float64")
     p.add_argument("-t", "--threads", type=int, default=1)
@@ -69,9 +70,10 @@ def compute(args, m):
     height, width = edges.shape[:2]
     noise = job.Noise(args.seed, args.rng)
     x_t = noise.draw((args.samples, 4, height // 8, width // 8))
-    latents = job.run(m, cond, uncond, edges.transpose(2, 0, 1).copy(), x_t, steps=args.steps,
-                      guidance=args.cfg_scale, strength=args.control_strength, eta=args.eta, mode=args.control_mode,
-                      window=(args.control_start, args.control_end), noise=noise if args.eta else None)
+    control = job.Control(m, edges.transpose(2, 0, 1).copy(), args.control_strength,
+                          (args.control_start, args.control_end))
+    latents = job.run(m, cond, uncond, [control], x_t, steps=args.steps, guidance=args.cfg_scale, eta=args.eta,
+                      mode=args.control_mode, clip_skip=args.clip_skip, noise=noise if args.eta else None)
     return {"ids_cond": cond.int(), "ids_uncond": uncond.int(), "edges": torch.from_numpy(edges[:, :, 0].copy()),
             "x_T": x_t, "latents": latents.float(), "bytes": job.to_bytes(m.decode(latents))}
 
@@ -83,7 +85,7 @@ def run_linework(args, folder):
                "-s", str(args.seed), "-b", str(args.samples), "--steps", str(args.steps), "--cfg-scale",
                str(args.cfg_scale), "--control-strength", str(args.control_strength), "--control-mode",
                args.control_mode, "--control-start", str(args.control_start), "--control-end", str(args.control_end),
-               "--eta", str(args.eta), "--rng", args.rng, "--device", "cpu", "--precision", "fp32", "--save-latents",
+               "--eta", str(args.eta), "--clip-skip", str(args.clip_skip), "--rng", args.rng, "--device", "cpu", "--precision", "fp32", "--save-latents",
                latents, "-o", picture]
     for flag, value in (("-a", args.added_prompt), ("-n", args.negative_prompt), ("--vocab", args.merges)):
         if value is not None:

@@ -1,5 +1,6 @@
 """canny2image after the edge map, written from its description: Philox noise, DDIM, guidance, scaled controls."""
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -56,32 +57,57 @@ def control_scales(n, strength, mode):
     return [strength * 0.825 ** (n - 1 - i) for i in range(n)]
 
 
-def run(model, cond_ids, uncond_ids, edges, x, steps=20, guidance=9.0, strength=1.0, eta=0.0, mode="balanced",
-        window=(0.0, 1.0), noise=None, keep=None):
-    """From ids [1,77] and an edge map uint8 [H,W] to final latents. mode: balanced, prompt, control (guess mode).
+class Control(NamedTuple):
+    """A ControlNet's part in a job: whose it is, its edge map uint8 [H,W], and how strongly it acts and when."""
+    model: object
+    edges: np.ndarray
+    strength: float = 1.0
+    window: tuple = (0.0, 1.0)
 
-    keep: a list that gets the latents after each step."""
+    def acts(self, done, steps):
+        return self.strength > 0 and done / steps >= self.window[0] and (done + 1) / steps <= self.window[1]
+
+
+def added(controls, done, steps, x, t, context, mode):
+    """The sum of what the ControlNets add to the UNet after `done` of its steps; None where none of them acts."""
+    out = None
+    for c in controls:
+        if not c.acts(done, steps):
+            continue
+        hint = (torch.as_tensor(c.edges).to(x.dtype) / 255).expand(x.shape[0], 3, -1, -1)
+        taps = c.model.controls(x, t, context, hint)
+        taps = [tap * s for tap, s in zip(taps, control_scales(len(taps), c.strength, mode))]
+        out = taps if out is None else [a + b for a, b in zip(out, taps)]
+    return out
+
+
+def guided(model, context, controls, done, steps, x, t, guidance, mode="balanced"):
+    """eps of both texts' passes, or of the first alone where guidance is 1."""
+    eps = []
+    for side in (0, 1):
+        if side and guidance == 1.0:
+            break
+        taps = None
+        if not (side and mode == "control"):
+            taps = added(controls, done, steps, x, t, context[side], mode)
+        eps.append(model.eps(x, t, context[side], taps))
+    return eps[0] if len(eps) == 1 else eps[1] + guidance * (eps[0] - eps[1])
+
+
+def run(model, cond_ids, uncond_ids, controls, x, steps=20, guidance=9.0, eta=0.0, mode="balanced", clip_skip=1,
+        noise=None, keep=None):
+    """From ids [1,77] and Controls to final latents. mode: balanced, prompt, control (guess mode).
+
+    clip_skip: as A1111 counts, 1 is the last layer. keep: a list that gets the latents after each step."""
     dtype = model.dtype
     n = x.shape[0]
     x = x.to(dtype)
     ac = alphas_cumprod()
     ts = [t + 1 for t in range(0, 1000, 1000 // steps)]
-    context = [model.text(ids).expand(n, -1, -1) for ids in (cond_ids, uncond_ids)]
-    hint = (torch.as_tensor(edges).to(dtype) / 255).expand(n, 3, -1, -1)
+    context = [model.text(ids, clip_skip - 1).expand(n, -1, -1) for ids in (cond_ids, uncond_ids)]
     for done, i in enumerate(reversed(range(len(ts)))):
         a, prev = ac[ts[i]], ac[ts[i - 1]] if i else ac[0]
-        t = torch.tensor(ts[i])
-        active = strength > 0 and done / len(ts) >= window[0] and (done + 1) / len(ts) <= window[1]
-        eps = []
-        for side in (0, 1):
-            if side and guidance == 1.0:
-                break
-            controls = None
-            if active and not (side and mode == "control"):
-                controls = model.controls(x, t, context[side], hint)
-                controls = [c * s for c, s in zip(controls, control_scales(len(controls), strength, mode))]
-            eps.append(model.eps(x, t, context[side], controls))
-        e = eps[0] if len(eps) == 1 else eps[1] + guidance * (eps[0] - eps[1])
+        e = guided(model, context, controls, done, len(ts), x, torch.tensor(ts[i]), guidance, mode)
         sigma = eta * ((1 - prev) / (1 - a) * (1 - a / prev)).sqrt()
         x0 = (x - (1 - a).sqrt() * e) / a.sqrt()
         x = prev.sqrt() * x0 + (1 - prev - sigma ** 2).sqrt() * e

@@ -18,6 +18,7 @@ import bpe
 import job
 import model as reference
 import names
+import schedulers
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 META = {"unet_heads": 2, "norm_groups": 4, "clip_heads": 4, "clip_act": "quick_gelu", "scale_factor": 0.25,
@@ -173,8 +174,9 @@ def grab(module, calls, name):
     return module.register_forward_hook(hook, with_kwargs=True)
 
 
-def block_fixtures(out, m, x, t, context, controls):
-    """ResBlocks and transformers inside a real UNet step."""
+def block_fixtures(m, step):
+    """ResBlocks and transformers inside a UNet's step, of topic unet: {topic: tensors}."""
+    context, controls = step["context"], [v for k, v in step.items() if k.startswith("control.")]
     down, mid, up = m.unet.down_blocks, m.unet.mid_block, m.unet.up_blocks
     names_of = {"input_blocks.1.0": down[0].resnets[0], "input_blocks.7.0": down[2].resnets[0],
                 "output_blocks.5.0": up[1].resnets[2], "output_blocks.6.0": up[2].resnets[0],
@@ -184,7 +186,7 @@ def block_fixtures(out, m, x, t, context, controls):
     hooks = [grab(module, calls, name) for name, module in names_of.items()]
     hooks.append(grab(m.unet.time_embedding, calls, "time_embed"))
     hooks.append(grab(m.unet.time_proj, calls, "time_proj"))
-    m.eps(x, t, context, controls)
+    m.eps(step["x"], step["t"][0], context, controls)
     for h in hooks:
         h.remove()
     resnets, transformers = {"temb": calls["time_embed"][2]}, {"context": context}
@@ -192,40 +194,37 @@ def block_fixtures(out, m, x, t, context, controls):
         args, _, y = calls[name]
         kind = transformers if name.endswith(".1") else resnets
         kind[name + ".x"], kind[name + ".y"] = args[0], y
-    save(out, "resblock", resnets)
-    save(out, "transformer", transformers)
-    t_all = torch.tensor([1, 51, 501, 951, 999])
-    sinus = m.unet.time_proj(t_all)
-    save(out, "time", {"t": t_all.float(), "sinusoid": sinus,
-                       "temb": m.unet.time_embedding(sinus.to(m.dtype)),
-                       "temb_control": m.control.time_embedding(sinus.to(m.dtype))})
+    return {"resblock": resnets, "transformer": transformers}
 
 
-def net_fixtures(out, m, ids, generator):
+def net_fixtures(m, ids, generator, step_size, size):
+    """What each network makes of inputs of these sizes, in latents: {topic: tensors}."""
+    out, t = {}, torch.tensor(601)
     context = m.text(ids)
     # Two layers' worth, for clip_skip 2, is what is left without the last layer.
-    save(out, "clip", {"ids": ids.to(torch.int32), "hidden": context, "hidden_skip2": m.text(ids, 1)})
-    x = torch.randn((2, 4, 16, 24), generator=generator).to(m.dtype)
-    t = torch.tensor(601)
-    hint = torch.from_numpy(edge_map(128, 192, 1)).to(m.dtype)[None, None] / 255
-    hint = hint.expand(1, 3, -1, -1)
-    small = torch.from_numpy(edge_map(64, 128, 2)).to(m.dtype).expand(1, 3, -1, -1) / 255
-    save(out, "hint", {"hint": small, "out": m.hint(small)})
+    out["clip"] = {"ids": ids.to(torch.int32), "hidden": context, "hidden_skip2": m.text(ids, 1)}
+    x = torch.randn((2, 4) + step_size, generator=generator).to(m.dtype)
+    hint, small = (torch.from_numpy(edge_map(8 * h, 8 * w, seed)).to(m.dtype).expand(1, 3, -1, -1) / 255
+                   for (h, w), seed in ((step_size, 1), (size, 2)))
+    out["hint"] = {"hint": small, "out": m.hint(small)}
+    t_all = torch.tensor([1, 51, 501, 951, 999])
+    sinus = m.unet.time_proj(t_all)
+    out["time"] = {"t": t_all.float(), "sinusoid": sinus, "temb": m.unet.time_embedding(sinus.to(m.dtype)),
+                   "temb_control": m.control.time_embedding(sinus.to(m.dtype))}
+    step = {"x": x, "t": t.float()[None], "context": context}
     controls = m.controls(x, t, context, hint)
-    save(out, "control", {"x": x, "t": t.float()[None], "context": context, "hint": hint,
-                          **{f"control.{i}": c for i, c in enumerate(controls)}})
-    save(out, "unet", {"x": x, "t": t.float()[None], "context": context, "eps": m.eps(x, t, context, controls),
-                       "eps_no_control": m.eps(x, t, context),
-                       **{f"control.{i}": c for i, c in enumerate(controls)}})
-    block_fixtures(out, m, x, t, context, controls)
-    z = 4 * torch.randn((1, 4, 8, 16), generator=generator).to(m.dtype)
+    taps = {f"control.{i}": c for i, c in enumerate(controls)}
+    out["control"] = {**step, "hint": hint, **taps}
+    out["unet"] = {**step, "eps": m.eps(x, t, context, controls), "eps_no_control": m.eps(x, t, context), **taps}
+    z = 4 * torch.randn((1, 4) + size, generator=generator).to(m.dtype)
     picture = m.vae.decode(z / m.meta["scale_factor"])
-    save(out, "vae", {"latent": z, "z": z / m.meta["scale_factor"], "image": picture, "bytes": job.to_bytes(picture)})
+    out["vae"] = {"latent": z, "z": z / m.meta["scale_factor"], "image": picture, "bytes": job.to_bytes(picture)}
+    return out
 
 
 JOBS = {"ddim": {}, "scale1": {"guidance": 1.0}, "guess": {"mode": "control", "guidance": 4.0},
-        "prompt_mode": {"mode": "prompt"}, "eta1": {"eta": 1.0}, "strength05": {"strength": 0.5},
-        "strength0": {"strength": 0.0}, "window": {"window": (0.25, 0.75)}, "steps15": {"steps": 15}}
+        "prompt_mode": {"mode": "prompt"}, "eta1": {"eta": 1.0}, "strength05": {"control": (0.5,)},
+        "strength0": {"control": (0.0,)}, "window": {"control": (1.0, (0.25, 0.75))}, "steps15": {"steps": 15}}
 
 
 def job_fixtures(out, m, ids, dtype_check):
@@ -235,12 +234,14 @@ def job_fixtures(out, m, ids, dtype_check):
     shape = (1, 4, 8, 16)
     tensors = {"ids_cond": ids[:1].to(torch.int32), "ids_uncond": ids[1:].to(torch.int32),
                "edges": torch.from_numpy(edges)}
-    for name, options in JOBS.items():
+    for name, of in JOBS.items():
+        options = {k: v for k, v in of.items() if k != "control"}
+        controls = [[job.Control(one, edges, *of.get("control", ()))] for one in (m, dtype_check)]
         noise = job.Noise(7)
         x_t = noise.draw(shape)
         steps = []
         draws = noise if options.get("eta") else None
-        latents = job.run(m, ids[:1], ids[1:], edges, x_t, noise=draws, keep=steps, **options)
+        latents = job.run(m, ids[:1], ids[1:], controls[0], x_t, noise=draws, keep=steps, **options)
         pictures = m.decode(latents)
         tensors["x_T"] = x_t
         tensors[name + ".latents"] = latents
@@ -249,7 +250,7 @@ def job_fixtures(out, m, ids, dtype_check):
             tensors[name + ".steps"] = torch.cat(steps)
         again = job.Noise(7)
         x_t = again.draw(shape)
-        single = job.run(dtype_check, ids[:1], ids[1:], edges, x_t, noise=again if draws else None, **options)
+        single = job.run(dtype_check, ids[:1], ids[1:], controls[1], x_t, noise=again if draws else None, **options)
         drift = (single.double() - latents.double()).abs().max()
         same = (job.to_bytes(dtype_check.decode(single)).int() - job.to_bytes(pictures).int()).abs()
         print(f"  {name:12} latents std {latents.std():.2f} max {latents.abs().max():.2f}, fp32 differs by {drift:.2e}, "
@@ -260,8 +261,36 @@ def job_fixtures(out, m, ids, dtype_check):
     # One draw for a batch of two: sample 1 is not what seed 8 would give.
     x_t = job.Noise(7).draw((2,) + shape[1:])
     tensors["batch2.x_T"] = x_t
-    tensors["batch2.latents"] = job.run(m, ids[:1], ids[1:], edges, x_t)
+    tensors["batch2.latents"] = job.run(m, ids[:1], ids[1:], [job.Control(m, edges)], x_t)
     save(out, "job", tensors)
+
+
+# sampler, scheduler, steps, guidance, samples, latents' height and width
+SAMPLED = (("ddim", "discrete", 10, 9.0, 1, (8, 8)), ("euler", "karras", 10, 5.0, 1, (16, 8)),
+           ("euler_a", "discrete", 10, 5.0, 2, (8, 16)), ("euler_a", "reference", 15, 5.0, 1, (8, 8)),
+           ("dpm++2m", "karras", 10, 5.0, 1, (8, 24)), ("dpm++2m", "discrete", 10, 5.0, 3, (8, 8)),
+           ("unipc", "discrete", 10, 5.0, 1, (16, 16)), ("unipc", "karras", 10, 5.0, 1, (8, 8)),
+           ("lcm", "discrete", 4, 1.0, 1, (8, 8)))
+
+
+def sampler_fixtures(out, m, ids):
+    """The whole job with diffusers' schedulers, in several sizes and batches."""
+    context = [m.text(ids[i:i + 1]) for i in (0, 1)]
+    tensors = {}
+    for sampler, scheduler, steps, guidance, n, size in SAMPLED:
+        edges = edge_map(8 * size[0], 8 * size[1], 2)
+        noise, shape = job.Noise(7), (n, 4) + size
+        x_t, draws = noise.draw(shape).double(), [noise.draw(shape).double() for _ in range(2 * steps)]
+        texts, controls = [c.expand(n, -1, -1) for c in context], [job.Control(m, edges)]
+
+        def network(x, t, done, of):
+            return job.guided(m, texts, controls, done, of, x, t, guidance)
+
+        latents = schedulers.run(sampler, scheduler, steps, x_t, draws, network=network)[0][-n:]
+        name = f"{sampler}.{scheduler}"
+        tensors[name + ".edges"], tensors[name + ".latents"] = torch.from_numpy(edges), latents
+        print(f"  {name:20} latents std {latents.std():.2f} max {latents.abs().max():.2f}")
+    save(out, "samplers", tensors)
 
 
 def small_residual(out, generator):
@@ -305,8 +334,11 @@ def main():
     bpe.write_merges(os.path.join(out, "merges.txt"), bpe.learn(CORPUS, N_MERGES))
     ids = torch.tensor([bpe.Tokenizer(os.path.join(out, "merges.txt")).encode(p) for p in PROMPTS])
     m = reference.load(path, torch.float64)
-    net_fixtures(out, m, ids, generator)
+    topics = net_fixtures(m, ids, generator, (16, 24), (8, 16))
+    for topic, tensors in {**topics, **block_fixtures(m, topics["unet"])}.items():
+        save(out, topic, tensors)
     job_fixtures(out, m, ids, reference.load(path))
+    sampler_fixtures(out, m, ids)
     small_residual(out, generator)
 
 

@@ -86,14 +86,14 @@ def clip_module_names(module, ldm_names):
     return {k: prefix + k for k in ldm_names if not k.endswith("position_ids")}
 
 
-def fill(module, state, mapping):
-    """Loads an LDM state into a module. Every parameter must be there, and nothing else."""
+def fill(module, state, mapping, dtype):
+    """Makes an LDM state a module's parameters. Every one must be there, and nothing else."""
     own = module.state_dict()
-    new = {mapping[k]: state[k].float().reshape(own[mapping[k]].shape) for k in mapping}
+    new = {mapping[k]: state[k].to(dtype).reshape(own[mapping[k]].shape) for k in mapping}
     missing = [k for k in own if k not in new and not k.endswith("position_ids")]
     if missing:
         raise KeyError(f"not in the checkpoint: {missing[:4]} of {len(missing)}")
-    module.load_state_dict(new, strict=False)
+    module.load_state_dict(new, strict=False, assign=True)
     return module.eval().requires_grad_(False)
 
 
@@ -110,12 +110,14 @@ class Model:
         self.clip = None
         if clip:
             module = make_clip(clip, self.meta)
-            self.clip = fill(module, clip, clip_module_names(module, clip)).to(dtype)
+            self.clip = fill(module, clip, clip_module_names(module, clip), dtype)
 
     def _load(self, state, make, mapping):
         if not state:
             return None
-        return fill(make(state, self.meta), state, mapping(state)).to(self.dtype)
+        with torch.device("meta"):  # a full-sized model is not to be drawn and held beside the one of the file
+            module = make(state, self.meta)
+        return fill(module, state, mapping(state), self.dtype)
 
     def text(self, ids, skip=0):
         """Hidden states after the final norm; skip: layers left out at the end."""

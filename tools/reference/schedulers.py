@@ -81,7 +81,8 @@ class Draws:
         return self.noise[self.i - 1].reshape(shape)
 
 
-def run(sampler, scheduler, steps, x_t, noise, eta=0.0):
+def run(sampler, scheduler, steps, x_t, noise, eta=0.0, network=None):
+    """Latents after each step, and the timesteps. network: eps of (latents, timestep, steps done, steps)."""
     s = make(sampler, scheduler, steps)
     draws = Draws(noise)
     diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor = draws
@@ -91,7 +92,7 @@ def run(sampler, scheduler, steps, x_t, noise, eta=0.0):
     exploding = sampler.startswith("euler")
     for i, t in enumerate(s.timesteps):
         seen = s.scale_model_input(x, t)
-        e = eps_of(seen, t)
+        e = network(seen, t, i, len(s.timesteps)) if network else eps_of(seen, t)
         extra = {"eta": eta, "variance_noise": noise[i]} if sampler == "ddim" and eta else {}
         x = s.step(e, t, x, **extra).prev_sample
         kept.append(x / (s.sigmas[i + 1] ** 2 + 1) ** 0.5 if exploding else x)

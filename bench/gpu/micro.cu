@@ -1,0 +1,407 @@
+/* SPDX-License-Identifier: MIT
+ * What the plans for Hopper hang on (docs/PERF.md): numbers of the device, not of linework.
+ *   gaps     time of a kernel that does nothing in a chain: plain, programmatic, in clusters, in graphs launched back to
+ *            back, and in the body of a WHILE node
+ *   memory   rates into the multiprocessors from device memory and from the level-2 cache, by loads and by bulk copies
+ *   shift    whether the matrix unit reads an operand that begins at any row of a swizzled tile, and what its descriptor
+ *            must say then: an input patch could stay in shared memory for all nine taps of a window; and what it must
+ *            say of an operand that lies the other way, as attention's values do
+ * Without a name all of them. */
+#include "gpu/gpu.cuh"
+
+#include "cuda/common.cuh"
+#include "cuda/tiles.h"
+
+namespace {
+
+int n_sm;
+
+/* ---- gaps */
+
+__global__ void nothing(int *p) {
+    if (p) *p = 1;
+}
+__global__ void nothing_overlapped(int *p) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+    if (p) *p = 1;
+}
+
+struct launch_kind {
+    const char *name;
+    bool overlap;
+    int cluster, blocks, shared;
+};
+
+void launch(cudaStream_t stream, const launch_kind &k) {
+    cudaLaunchAttribute attributes[2] = {};
+    int n = 0;
+    if (k.cluster > 1) {
+        attributes[n].id = cudaLaunchAttributeClusterDimension;
+        attributes[n].val.clusterDim.x = k.cluster;
+        attributes[n].val.clusterDim.y = attributes[n].val.clusterDim.z = 1;
+        n++;
+    }
+    if (k.overlap) {
+        attributes[n].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[n].val.programmaticStreamSerializationAllowed = 1;
+        n++;
+    }
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(k.blocks);
+    config.blockDim = dim3(288);
+    config.dynamicSmemBytes = k.shared;
+    config.stream = stream;
+    config.attrs = attributes;
+    config.numAttrs = n;
+    void (*kernel)(int *) = k.overlap ? nothing_overlapped : nothing;
+    MUST(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 200 * 1024));
+    MUST(cudaLaunchKernelEx(&config, kernel, static_cast<int *>(nullptr)));
+}
+
+/* The step of a loop whose condition is the graph's: counts down, and sets the condition. */
+__global__ void count_down(int *left, cudaGraphConditionalHandle handle) {
+    const int n = --*left;
+    cudaGraphSetConditional(handle, n > 0);
+}
+__global__ void set_count(int *left, int n) { *left = n; }
+
+double while_us(const launch_kind &kind, int kernels, int turns) {
+    int *left = nullptr;
+    cudaGraph_t graph;
+    cudaGraphExec_t ready;
+    cudaGraphConditionalHandle handle;
+    cudaGraphNode_t first, loop;
+    cudaStream_t stream;
+    MUST(cudaMalloc(&left, sizeof *left));
+    MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    MUST(cudaGraphCreate(&graph, 0));
+    MUST(cudaGraphConditionalHandleCreate(&handle, graph, 1, cudaGraphCondAssignDefault));
+    cudaKernelNodeParams set = {};
+    void *args[2] = {&left, &turns};
+    set.func = reinterpret_cast<void *>(set_count);
+    set.gridDim = set.blockDim = dim3(1);
+    set.kernelParams = args;
+    MUST(cudaGraphAddKernelNode(&first, graph, nullptr, 0, &set));
+    cudaGraphNodeParams params = {};
+    params.type = cudaGraphNodeTypeConditional;
+    params.conditional.handle = handle;
+    params.conditional.type = cudaGraphCondTypeWhile;
+    params.conditional.size = 1;
+#if CUDART_VERSION >= 13000
+    MUST(cudaGraphAddNode(&loop, graph, &first, nullptr, 1, &params));
+#else
+    MUST(cudaGraphAddNode(&loop, graph, &first, 1, &params));
+#endif
+    MUST(cudaStreamBeginCaptureToGraph(stream, params.conditional.phGraph_out[0], nullptr, nullptr, 0,
+                                       cudaStreamCaptureModeThreadLocal));
+    for (int i = 0; i < kernels; i++) launch(stream, kind);
+    count_down<<<1, 1, 0, stream>>>(left, handle);
+    MUST(cudaGetLastError());
+    MUST(cudaStreamEndCapture(stream, nullptr));
+    MUST(cudaGraphInstantiate(&ready, graph, 0));
+    const double us = replay_us(ready, 5);
+    MUST(cudaGraphExecDestroy(ready));
+    MUST(cudaGraphDestroy(graph));
+    MUST(cudaStreamDestroy(stream));
+    MUST(cudaFree(left));
+    return us;
+}
+
+/* Graphs of `kernels` launched back to back, microseconds of one. */
+double back_to_back_us(const launch_kind &kind, int kernels, int graphs) {
+    const cudaGraphExec_t graph = record([&](cudaStream_t s) {
+        for (int i = 0; i < kernels; i++) launch(s, kind);
+    });
+    cudaStream_t stream;
+    cudaEvent_t from, to;
+    float ms = 0, best = 1e30f;
+    MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    MUST(cudaEventCreate(&from));
+    MUST(cudaEventCreate(&to));
+    for (int turn = 0; turn < 6; turn++) {
+        MUST(cudaEventRecord(from, stream));
+        for (int i = 0; i < graphs; i++) MUST(cudaGraphLaunch(graph, stream));
+        MUST(cudaEventRecord(to, stream));
+        MUST(cudaEventSynchronize(to));
+        MUST(cudaEventElapsedTime(&ms, from, to));
+        best = std::min(best, ms);
+    }
+    MUST(cudaEventDestroy(from));
+    MUST(cudaEventDestroy(to));
+    MUST(cudaStreamDestroy(stream));
+    MUST(cudaGraphExecDestroy(graph));
+    return 1e3 * best / graphs;
+}
+
+void gaps() {
+    const launch_kind kinds[] = {{"1 block", false, 1, 1, 0},
+                                 {"a block each", false, 1, n_sm, 0},
+                                 {"a block each, 200 KB", false, 1, n_sm, 200 * 1024},
+                                 {"a block each, clusters of 4", false, 4, n_sm / 4 * 4, 0},
+                                 {"clusters of 8, 200 KB", false, 8, n_sm / 8 * 8 - 16, 200 * 1024},
+                                 {"1 block, programmatic", true, 1, 1, 0},
+                                 {"a block each, programmatic", true, 1, n_sm, 0},
+                                 {"200 KB, programmatic", true, 1, n_sm, 200 * 1024},
+                                 {"clusters of 4, programmatic", true, 4, n_sm / 4 * 4, 0}};
+    std::printf("# us a kernel that does nothing, in a chain of 400 in one graph\n");
+    for (const launch_kind &k : kinds) {
+        const double us = graph_us([&](cudaStream_t s) {
+            for (int i = 0; i < 400; i++) launch(s, k);
+        });
+        std::printf("chain              %-30s %7.3f\n", k.name, us / 400);
+        std::fflush(stdout);
+    }
+    std::printf("# graphs of n such kernels back to back, us a graph; the gap is what exceeds n kernels\n");
+    for (const launch_kind &k : {kinds[1], kinds[6]})
+        for (int n : {1, 10, 100}) std::printf("back to back       %-30s n %4d: %8.2f\n", k.name, n, back_to_back_us(k, n, 50));
+    std::fflush(stdout);
+    std::printf("# a WHILE node of 100 turns, n such kernels and the one that counts: us a turn\n");
+    for (const launch_kind &k : {kinds[1], kinds[6]})
+        for (int n : {1, 10, 100}) {
+            std::printf("while              %-30s n %4d: %8.2f\n", k.name, n, while_us(k, n, 100) / 100);
+            std::fflush(stdout);
+        }
+}
+
+/* ---- memory: every block reads its slices of a buffer of `bytes`, `turns` times */
+
+enum { PIECE = 16384 };
+
+__global__ void __launch_bounds__(512) read_by_loads(const uint4 *p, size_t vectors, int turns, int *sink) {
+    uint32_t x = 0;
+    for (int t = 0; t < turns; t++)
+        for (size_t i = blockIdx.x * 2048 + threadIdx.x; i + 1536 < vectors; i += static_cast<size_t>(gridDim.x) * 2048) {
+            uint4 v[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                             : "=r"(v[k].x), "=r"(v[k].y), "=r"(v[k].z), "=r"(v[k].w)
+                             : "l"(p + i + k * 512));
+#pragma unroll
+            for (int k = 0; k < 4; k++) x ^= v[k].x ^ v[k].y ^ v[k].z ^ v[k].w;
+        }
+    if (x == 0x12345678) *sink = 1;
+}
+
+/* One thread keeps `depth` bulk copies of 16 KB in flight. */
+__global__ void __launch_bounds__(32) read_by_copies(const char *p, size_t bytes, int turns, int depth) {
+#if __CUDA_ARCH__ >= 900
+    extern __shared__ __align__(128) unsigned char shared_bytes[];
+    __shared__ __align__(8) uint64_t bars[16];
+    if (threadIdx.x) return;
+    for (int i = 0; i < depth; i++)
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n" ::"r"(shared_address(&bars[i])) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+    const size_t pieces = bytes / PIECE;
+    const int64_t mine = pieces > blockIdx.x ? (pieces - blockIdx.x + gridDim.x - 1) / gridDim.x : 0, all = mine * turns;
+    for (int64_t i = 0; i < all + depth; i++) {
+        const int k = static_cast<int>(i % depth);
+        const uint32_t bar = shared_address(&bars[k]);
+        if (i >= depth) {
+            const uint32_t parity = (i / depth - 1) & 1;
+            uint32_t done = 0;
+            while (!done)
+                asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, "
+                             "0, p;\n}\n"
+                             : "=r"(done)
+                             : "r"(bar), "r"(parity)
+                             : "memory");
+        }
+        if (i >= all) {
+            if (i - depth + 1 >= all) break;
+            continue;
+        }
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(bar), "r"(PIECE) : "memory");
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
+                         shared_address(shared_bytes + k * PIECE)),
+                     "l"(p + (static_cast<size_t>(i % mine) * gridDim.x + blockIdx.x) * PIECE), "r"(PIECE), "r"(bar)
+                     : "memory");
+    }
+#endif
+}
+
+void memory() {
+    const size_t largest = static_cast<size_t>(2) << 30;
+    char *p = nullptr;
+    int *sink = nullptr;
+    MUST(cudaMalloc(&p, largest));
+    MUST(cudaMalloc(&sink, 4));
+    MUST(cudaMemset(p, 1, largest));
+    MUST(cudaFuncSetAttribute(read_by_copies, cudaFuncAttributeMaxDynamicSharedMemorySize, 14 * PIECE));
+    std::printf("# TB/s into the multiprocessors; buffers of some MB stay in the level-2 cache\n");
+    for (int mb : {2, 8, 16, 24, 32, 2048}) {
+        const size_t bytes = static_cast<size_t>(mb) << 20;
+        const int turns = mb >= 2048 ? 1 : 2048 / mb;
+        for (int blocks : {n_sm, 2 * n_sm}) {
+            const double us = graph_us([&](cudaStream_t s) {
+                read_by_loads<<<blocks, 512, 0, s>>>(reinterpret_cast<const uint4 *>(p), bytes / 16, turns, sink);
+                MUST(cudaGetLastError());
+            });
+            std::printf("loads   %5d MB, %3d blocks           %6.2f\n", mb, blocks,
+                        static_cast<double>(bytes) * turns / us * 1e-6);
+        }
+        for (int blocks : {40, 80, 120, n_sm})
+            for (int depth : {2, 4, 8, 12}) {
+                const double us = graph_us([&](cudaStream_t s) {
+                    read_by_copies<<<blocks, 32, depth * PIECE, s>>>(p, bytes, turns, depth);
+                    MUST(cudaGetLastError());
+                });
+                std::printf("copies  %5d MB, %3d blocks, %2d deep  %6.2f\n", mb, blocks, depth,
+                            static_cast<double>(bytes) * turns / us * 1e-6);
+            }
+        std::fflush(stdout);
+    }
+    const double us = graph_us([&](cudaStream_t s) {
+        MUST(cudaMemcpyAsync(p, p + largest / 2, largest / 2, cudaMemcpyDeviceToDevice, s));
+    });
+    std::printf("copy of 1 GB on the device, read and written  %6.2f\n", static_cast<double>(largest) / us * 1e-6);
+    MUST(cudaFree(p));
+    MUST(cudaFree(sink));
+}
+
+/* ---- transposed: V [64 keys][COLUMNS] in chunks of 64 columns, as attention has it, is B read along the keys: the first 16
+ * rows of the sums are keys 16 step to 16 step + 15. What distance goes into which field? */
+
+template <int COLUMNS> struct transposed_multiplier;
+template <> struct transposed_multiplier<40> {
+    CU_DEVICE void add(float (&d)[20], uint64_t a, uint64_t b) {
+        asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n40k16.f32.f16.f16 {%0, %1, "
+                     "%2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19}, %20, %21, p, 1, 1, "
+                     "0, 1;\n}\n"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                       "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),
+                       "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19])
+                     : "l"(a), "l"(b));
+    }
+};
+template <> struct transposed_multiplier<80> {
+    CU_DEVICE void add(float (&d)[40], uint64_t a, uint64_t b) {
+        asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n80k16.f32.f16.f16 {%0, %1, "
+                     "%2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "
+                     "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39}, %40, %41, p, "
+                     "1, 1, 0, 1;\n}\n"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                       "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),
+                       "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),
+                       "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),
+                       "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),
+                       "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39])
+                     : "l"(a), "l"(b));
+    }
+};
+
+enum { KEYS = 64, V_CHUNK = KEYS * 128 };
+
+/* leading and stride: bytes, for the descriptor's two distances. */
+template <int COLUMNS> __global__ void __launch_bounds__(128) transposed(int step, int leading, int stride, float *out) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    __shared__ __align__(1024) unsigned char values[2 * V_CHUNK];
+    __shared__ __align__(1024) unsigned char unit[64 * 128];
+    for (int i = threadIdx.x; i < KEYS * 128; i += 128) { /* under 2048: exact in half */
+        const int key = i / 128, column = i % 128;
+        *reinterpret_cast<__half *>(values + column / 64 * V_CHUNK + cu_swizzle(key * 128 + column % 64 * 2)) =
+            __float2half(key * 32 + column % 31);
+    }
+    for (int i = threadIdx.x; i < 64 * 64; i += 128)
+        *reinterpret_cast<__half *>(unit + cu_swizzle(i * 2)) = __float2half(i / 64 == i % 64 && i / 64 < 16 ? 1.0f : 0.0f);
+    asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+    __syncthreads();
+    float d[COLUMNS / 2] = {};
+    const uint32_t at = shared_address(values) + step * 16 * 128;
+    const uint64_t b = static_cast<uint64_t>(at >> 4 & 0x3fff) | static_cast<uint64_t>(leading >> 4) << 16 |
+                       static_cast<uint64_t>(stride >> 4) << 32 | static_cast<uint64_t>(1) << 62;
+    asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
+    transposed_multiplier<COLUMNS>::add(d, cu_operand(shared_address(unit)), b);
+    asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n" ::: "memory");
+#pragma unroll
+    for (int v = 0; v < COLUMNS / 2; v++) {
+        asm volatile("" : "+f"(d[v])::"memory");
+        out[cu_sum_row(threadIdx.x, v) * COLUMNS + cu_sum_column(threadIdx.x, v)] = d[v];
+    }
+#endif
+}
+
+template <int COLUMNS> void try_transposed(float *out) {
+    const int distances[4][2] = {{V_CHUNK, 1024}, {1024, V_CHUNK}, {16, 1024}, {1024, 1024}};
+    for (const auto &d : distances)
+        for (int step = 0; step < KEYS / 16; step++) {
+            std::vector<float> got(64 * COLUMNS);
+            int wrong = 0;
+            transposed<COLUMNS><<<1, 128>>>(step, d[0], d[1], out);
+            MUST(cudaGetLastError());
+            MUST(cudaMemcpy(got.data(), out, got.size() * 4, cudaMemcpyDeviceToHost));
+            for (int i = 0; i < 16 * COLUMNS; i++)
+                wrong += got[i] != static_cast<float>((i / COLUMNS + 16 * step) * 32 + i % COLUMNS % 31);
+            std::printf("columns %d, leading %5d, stride %5d, keys from %2d: %s (%d wrong)\n", COLUMNS, d[0], d[1],
+                        16 * step, wrong ? "wrong" : "RIGHT", wrong);
+        }
+}
+
+/* ---- shift: rows shift..shift+63 of a tile of 80 rows as A, the unit matrix as B: the sums are those rows */
+
+__global__ void __launch_bounds__(128) shifted(int shift, int base, float *out) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    __shared__ __align__(1024) unsigned char tile[80 * 128];
+    __shared__ __align__(1024) unsigned char unit[8 * 128];
+    for (int i = threadIdx.x; i < 80 * 64; i += 128) /* exact in half */
+        *reinterpret_cast<__half *>(tile + cu_swizzle(i * 2)) = __float2half(i / 64 * 8 + i % 8);
+    for (int i = threadIdx.x; i < 8 * 64; i += 128)
+        *reinterpret_cast<__half *>(unit + cu_swizzle(i * 2)) = __float2half(i / 64 == i % 64 ? 1.0f : 0.0f);
+    asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+    __syncthreads();
+    float d[4] = {0, 0, 0, 0};
+    const uint64_t a = cu_operand(shared_address(tile) + shift * 128) | static_cast<uint64_t>(base) << 49,
+                   b = cu_operand(shared_address(unit));
+    asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
+    asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0, %1, %2, "
+                 "%3}, %4, %5, p, 1, 1, 0, 0;\n}\n"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "l"(a), "l"(b));
+    asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n" ::: "memory");
+#pragma unroll
+    for (int v = 0; v < 4; v++) {
+        asm volatile("" : "+f"(d[v])::"memory");
+        out[cu_sum_row(threadIdx.x, v) * 8 + cu_sum_column(threadIdx.x, v)] = d[v];
+    }
+#endif
+}
+
+void shift() {
+    float *out = nullptr;
+    MUST(cudaMalloc(&out, 64 * 8 * 4));
+    std::printf("# an operand that begins at row s of a swizzled tile: is it read right with the base offset b?\n");
+    for (int s = 0; s <= 16; s++) {
+        std::printf("shift %2d:", s);
+        for (int b = 0; b < 8; b++) {
+            float got[64 * 8];
+            int wrong = 0;
+            shifted<<<1, 128>>>(s, b, out);
+            MUST(cudaGetLastError());
+            MUST(cudaMemcpy(got, out, sizeof got, cudaMemcpyDeviceToHost));
+            for (int i = 0; i < 64 * 8; i++) wrong += got[i] != static_cast<float>((i / 8 + s) * 8 + i % 8);
+            if (wrong) std::printf("  b %d: %d wrong", b, wrong);
+            else std::printf("  b %d: RIGHT", b);
+        }
+        std::printf("\n");
+    }
+    MUST(cudaFree(out));
+    MUST(cudaMalloc(&out, 64 * 80 * 4));
+    std::printf("# values [key][column] as the second operand, summed over keys\n");
+    try_transposed<40>(out);
+    try_transposed<80>(out);
+    MUST(cudaFree(out));
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+    const char *what = argc > 1 ? argv[1] : "";
+    MUST(cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0));
+    if (!*what || !std::strcmp(what, "shift")) shift();
+    if (!*what || !std::strcmp(what, "gaps")) gaps();
+    if (!*what || !std::strcmp(what, "memory")) memory();
+    return 0;
+}

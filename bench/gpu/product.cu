@@ -1,0 +1,453 @@
+/* SPDX-License-Identifier: MIT
+ * The Hopper product kernels by themselves, without the library around them.
+ *   check [TILE]   each tile on small awkward shapes against a plain kernel, every split, with and without overlap, twice
+ *                  for the same bits; stops at a launch that fails, and the exit status says so
+ *   time [TEXT]    each tile and split on SD1.5's shapes (or those whose name contains TEXT), in a graph of as many
+ *                  launches as make their weights cold; a table, then the best of each shape
+ *   fill           one wave of tiles with 1 to 64 steps of the sum: what a launch costs before and after its work
+ * A program of its own so that a kernel that breaks the device breaks nothing else. */
+#include "gpu/gpu.cuh"
+
+#include <string>
+
+#include "cuda/kernels.h"
+#include "cuda/tiles.h"
+
+namespace {
+
+struct shape {
+    const char *name;
+    int n, h, w, c, o, k, stride, pad; /* of the input; o: columns of the output */
+    bool geglu;
+};
+
+int out_size(int in, const shape &s) { return (in + 2 * s.pad - s.k) / s.stride + 1; }
+
+struct tile_size {
+    int rows, columns;
+};
+const tile_size tiles[CU_N_WGMMA_TILES] = {
+#define X(index, groups, height, columns, blocks) {(groups) * (height) * 64, columns},
+    CU_WGMMA_TILES(X)
+#undef X
+};
+const char *const tile_names[CU_N_WGMMA_TILES] = {
+#define X(index, groups, height, columns, blocks) #groups "x" #height "x" #columns,
+    CU_WGMMA_TILES(X)
+#undef X
+};
+
+/* ---- the plain kernel: one output value a thread */
+
+__device__ float sum_of(const cu_product_args &a, int g, int y, int x, int o) {
+    float sum = 0;
+    for (int ky = 0; ky < a.kh; ky++)
+        for (int kx = 0; kx < a.kw; kx++) {
+            const int iy = y * a.stride - a.pad_top + ky, ix = x * a.stride - a.pad_left + kx;
+            if (iy < 0 || iy >= a.in.h || ix < 0 || ix >= a.in.w) continue;
+            const __half *in = static_cast<const __half *>(a.in.p) + g * a.in.sg + iy * a.in.sh + ix * a.in.sw;
+            const __half *w = static_cast<const __half *>(a.weights) +
+                              (static_cast<int64_t>(o) * a.kh * a.kw + ky * a.kw + kx) * a.in.c;
+            for (int c = 0; c < a.in.c; c++) sum += __half2float(in[c]) * __half2float(w[c]);
+        }
+    return sum;
+}
+
+__device__ float with_vectors(const cu_epilogue &e, int g, int o, float v) {
+    if (e.bias) v += e.bias[o];
+    if (e.addend.p) v += __half2float(static_cast<const __half *>(e.addend.p)[g * e.addend.sg + o]);
+    return v;
+}
+
+__global__ void plain_kernel(cu_product_args a, float *out) {
+    const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
+    const int64_t total = static_cast<int64_t>(a.out.g) * a.out.h * a.out.w * a.out.c;
+    if (i >= total) return;
+    const int o = static_cast<int>(i % a.out.c), x = static_cast<int>(i / a.out.c % a.out.w);
+    const int y = static_cast<int>(i / a.out.c / a.out.w % a.out.h);
+    const int g = static_cast<int>(i / a.out.c / a.out.w / a.out.h);
+    float v = with_vectors(a.epi, g, o, sum_of(a, g, y, x, o));
+    if (a.epi.act == CU_ACT_GEGLU) {
+        const float gate = with_vectors(a.epi, g, a.out.c + o, sum_of(a, g, y, x, a.out.c + o));
+        v *= 0.5f * gate * (1.0f + erff(gate * 0.70710678f));
+    } else if (a.epi.act == CU_ACT_SILU) v = v / (1.0f + expf(-v));
+    if (a.epi.scale) v *= a.epi.scale[g * a.epi.scale_sg];
+    if (a.epi.residual.p)
+        v += __half2float(static_cast<const __half *>(
+            a.epi.residual.p)[g * a.epi.residual.sg + y * a.epi.residual.sh + x * a.epi.residual.sw + o]);
+    out[i] = v;
+}
+
+/* ---- a product of a shape with buffers of its own; pictures along g */
+
+struct job {
+    cu_product_args a = {};
+    const __half *saved = nullptr; /* the input again */
+    size_t in_values = 0, out_values = 0, weight_values = 0;
+    double flop = 0, bytes = 0;
+    std::vector<void *> owned;
+};
+
+cu_view dense(__half *p, int g, int h, int w, int c) {
+    cu_view v = {};
+    v.p = p;
+    v.half = 1;
+    v.g = g, v.n = 1, v.h = h, v.w = w, v.c = c;
+    v.sw = c, v.sh = static_cast<int64_t>(c) * w, v.sg = g == 1 ? 0 : v.sh * h;
+    return v;
+}
+
+float *new_floats(job &j, size_t n, uint32_t seed) {
+    std::vector<float> host(n);
+    for (size_t i = 0; i < n; i++) host[i] = static_cast<float>((i * 2654435761u + seed) >> 8 & 0xffff) * 0x1p-15f - 1;
+    void *p = nullptr;
+    MUST(cudaMalloc(&p, n * 4));
+    MUST(cudaMemcpy(p, host.data(), n * 4, cudaMemcpyHostToDevice));
+    j.owned.push_back(p);
+    return static_cast<float *>(p);
+}
+
+/* extras: bit 0 bias, 1 addend, 2 residual, 3 scale, 4 SiLU. copies: of the weights, one after the other. */
+job make_job(const shape &s, int extras, int copies, uint32_t seed = 0) {
+    job j;
+    const int oh = out_size(s.h, s), ow = out_size(s.w, s), rows = s.geglu ? 2 * s.o : s.o;
+    const size_t in_values = j.in_values = static_cast<size_t>(s.n) * s.h * s.w * s.c;
+    j.weight_values = static_cast<size_t>(rows) * s.k * s.k * s.c;
+    j.out_values = static_cast<size_t>(s.n) * oh * ow * s.o;
+    __half *in = new_halfs(in_values, 1.0f, 1 + seed), *saved = new_halfs(in_values, 1.0f, 1 + seed),
+           *weights = new_halfs(j.weight_values * copies, 1.7f / sqrtf(static_cast<float>(s.k * s.k * s.c)), 2 + seed),
+           *out = new_halfs(j.out_values, 1.0f, 3 + seed), *addend = new_halfs(static_cast<size_t>(s.n) * rows, 1.0f, 4 + seed),
+           *residual = new_halfs(j.out_values, 1.0f, 5 + seed);
+    j.saved = saved;
+    j.owned = {in, saved, weights, out, addend, residual};
+    j.a.in = dense(in, s.n, s.h, s.w, s.c);
+    j.a.out = dense(out, s.n, oh, ow, s.o);
+    j.a.weights = weights;
+    j.a.n_rows = rows;
+    j.a.kh = j.a.kw = s.k;
+    j.a.stride = s.stride;
+    j.a.pad_top = j.a.pad_left = s.pad;
+    j.a.splits = 1;
+    if (extras & 1) j.a.epi.bias = new_floats(j, rows, 6 + seed);
+    if (extras & 2) j.a.epi.addend = dense(addend, s.n, 1, 1, rows);
+    if (extras & 4) j.a.epi.residual = dense(residual, s.n, oh, ow, s.o);
+    if (extras & 8) j.a.epi.scale = new_floats(j, s.n, 7 + seed), j.a.epi.scale_sg = s.n == 1 ? 0 : 1;
+    if (s.geglu) j.a.epi.act = CU_ACT_GEGLU;
+    else if (extras & 16) j.a.epi.act = CU_ACT_SILU;
+    j.flop = 2.0 * s.n * oh * ow * static_cast<double>(j.weight_values);
+    j.bytes = 2.0 * (in_values + j.weight_values + j.out_values);
+    return j;
+}
+
+void drop_job(job &j) {
+    for (void *p : j.owned) MUST(cudaFree(p));
+    j.owned.clear();
+}
+
+/* ---- check */
+
+const shape awkward[] = {
+    {"matrix", 1, 1, 256, 128, 128, 1, 1, 0, false},      {"cut matrix", 1, 1, 150, 136, 72, 1, 1, 0, false},
+    {"gated", 1, 1, 200, 320, 320, 1, 1, 0, true},        {"cut gated", 1, 1, 70, 40, 104, 1, 1, 0, true},
+    {"level 0", 2, 48, 32, 320, 320, 3, 1, 1, false},     {"level 3", 2, 6, 4, 1280, 320, 3, 1, 1, false},
+    {"level 2", 2, 12, 8, 640, 192, 3, 1, 1, false},      {"odd picture", 1, 5, 33, 64, 8, 3, 1, 1, false},
+    {"few channels", 2, 48, 32, 8, 320, 3, 1, 1, false},  {"stride 2", 2, 24, 16, 96, 128, 3, 2, 1, false},
+    {"stride 2 late", 1, 32, 48, 64, 64, 3, 2, 0, false}, {"1x1 stride 2", 3, 8, 8, 64, 64, 1, 2, 0, false},
+};
+
+/* The launch before: lets the next one in at once, and has its input ready only a while later. */
+__global__ void late_input(__half *to, const __half *from, size_t n) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+    uint64_t begin, now;
+    asm volatile("mov.u64 %0, %%globaltimer;\n" : "=l"(begin));
+    do asm volatile("mov.u64 %0, %%globaltimer;\n" : "=l"(now));
+    while (now - begin < 20000);
+    for (size_t i = blockIdx.x * static_cast<size_t>(blockDim.x) + threadIdx.x; i < n;
+         i += static_cast<size_t>(gridDim.x) * blockDim.x)
+        to[i] = from[i];
+}
+
+std::vector<float> plain_values(const job &j) {
+    float *plain = nullptr;
+    std::vector<float> want(j.out_values);
+    MUST(cudaMalloc(&plain, j.out_values * 4));
+    plain_kernel<<<static_cast<unsigned>((j.out_values + 127) / 128), 128>>>(j.a, plain);
+    MUST(cudaGetLastError());
+    MUST(cudaMemcpy(want.data(), plain, j.out_values * 4, cudaMemcpyDeviceToHost));
+    MUST(cudaFree(plain));
+    return want;
+}
+
+struct variant {
+    int tile, splits, overlap, members;
+};
+
+/* One output against the plain kernel's. */
+bool equals(const shape &s, const variant &v, int member, const std::vector<__half> &got, const std::vector<float> &want) {
+    double error = 0, norm = 0;
+    size_t bad = 0, first = 0;
+    for (size_t i = 0; i < want.size(); i++) {
+        const double w = want[i], d = static_cast<double>(__half2float(got[i])) - w;
+        if (!(d * d <= 4e-4 * (1 + w * w)) && !bad++) first = i;
+        error += d * d, norm += w * w;
+    }
+    const double relative = std::sqrt(error / norm);
+    if (!bad && relative < 1e-3) return true;
+    std::printf("FAIL %-14s tile %-9s splits %d overlap %d member %d of %d: relative %.2e, %zu of %zu wrong, first (pixel "
+                "%zu, channel %zu): %g not %g\n",
+                s.name, tile_names[v.tile], v.splits, v.overlap, member + 1, v.members, relative, bad, want.size(),
+                first / s.o, first % s.o, static_cast<double>(__half2float(got[first])),
+                static_cast<double>(want[first]));
+    return false;
+}
+
+/* Runs twice over poisoned outputs, and input that is not there yet where launches overlap: errors against the plain
+ * kernel, and whether both runs gave the same bits. */
+bool check_one(const shape &s, std::vector<job> &jobs, const std::vector<std::vector<float>> &want, void *encode,
+               const variant &v) {
+    static cudaStream_t stream = nullptr;
+    if (!stream) MUST(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    std::vector<__half> got[2][2];
+    cu_product_args args[2];
+    for (auto &run : got) {
+        for (int m = 0; m < v.members; m++) {
+            job &j = jobs[m];
+            args[m] = j.a;
+            args[m].tile = v.tile, args[m].splits = v.splits;
+            MUST(cudaMemsetAsync(j.a.out.p, 0xff, j.out_values * 2, stream));
+            if (v.overlap) MUST(cudaMemsetAsync(j.a.in.p, 0xff, j.in_values * 2, stream));
+        }
+        for (int m = v.members - 1; m >= 0 && v.overlap; m--)
+            late_input<<<16, 256, 0, stream>>>(static_cast<__half *>(jobs[m].a.in.p), jobs[m].saved, jobs[m].in_values);
+        MUST(cudaGetLastError());
+        const cudaError_t e = cu_wgmma(cu_order{stream, v.overlap}, args, v.members, encode);
+        if (e != cudaSuccess) {
+            std::printf("FAIL %-14s tile %-9s splits %d overlap %d members %d: launch: %s\n", s.name, tile_names[v.tile],
+                        v.splits, v.overlap, v.members, cudaGetErrorString(e));
+            cudaGetLastError();
+            return false;
+        }
+        MUST(cudaStreamSynchronize(stream));
+        for (int m = 0; m < v.members; m++) {
+            run[m].resize(jobs[m].out_values);
+            MUST(cudaMemcpy(run[m].data(), jobs[m].a.out.p, jobs[m].out_values * 2, cudaMemcpyDeviceToHost));
+        }
+    }
+    bool fine = true;
+    for (int m = 0; m < v.members; m++) {
+        fine &= equals(s, v, m, got[0][m], want[m]);
+        if (std::memcmp(got[0][m].data(), got[1][m].data(), got[0][m].size() * 2)) {
+            std::printf("FAIL %-14s tile %-9s splits %d overlap %d: other bits the second time\n", s.name,
+                        tile_names[v.tile], v.splits, v.overlap);
+            fine = false;
+        }
+    }
+    return fine;
+}
+
+int check(void *encode, int only) {
+    int passed = 0, failed = 0;
+    for (int tile = 0; tile < CU_N_WGMMA_TILES; tile++) {
+        if (only >= 0 && tile != only) continue;
+        for (const shape &s : awkward) {
+            const int before = failed, extras = static_cast<int>(&s - awkward) * 7 % 32;
+            std::vector<job> jobs = {make_job(s, extras, 1), make_job(s, extras, 1, 100)};
+            const std::vector<std::vector<float>> want = {plain_values(jobs[0]), plain_values(jobs[1])};
+            for (int splits = 1; splits <= CU_WGMMA_MAX_SPLITS; splits *= 2)
+                for (int overlap = 0; overlap < 2; overlap++)
+                    for (int members = 1; members <= 2; members++)
+                        check_one(s, jobs, want, encode, {tile, splits, overlap, members}) ? passed++ : failed++;
+            for (job &j : jobs) drop_job(j);
+            std::printf("%s %-14s tile %s, epilogue %d\n", failed == before ? "pass" : "FAIL", s.name, tile_names[tile],
+                        extras);
+            std::fflush(stdout);
+        }
+    }
+    std::printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
+}
+
+/* ---- time */
+
+const shape sd15[] = {
+    {"c3 4x6 1280", 2, 6, 4, 1280, 1280, 3, 1, 1, false},
+    {"c3 4x6 2560", 2, 6, 4, 2560, 1280, 3, 1, 1, false},
+    {"c3 8x12 1280", 2, 12, 8, 1280, 1280, 3, 1, 1, false},
+    {"c3 8x12 2560", 2, 12, 8, 2560, 1280, 3, 1, 1, false},
+    {"c3 8x12 640", 2, 12, 8, 640, 1280, 3, 1, 1, false},
+    {"c3s2 8x12 1280", 2, 12, 8, 1280, 1280, 3, 2, 1, false},
+    {"c3 16x24 640", 2, 24, 16, 640, 640, 3, 1, 1, false},
+    {"c3 16x24 1920", 2, 24, 16, 1920, 640, 3, 1, 1, false},
+    {"c3 16x24 1280>640", 2, 24, 16, 1280, 640, 3, 1, 1, false},
+    {"c3 16x24 1280", 2, 24, 16, 1280, 1280, 3, 1, 1, false},
+    {"c3s2 16x24 640", 2, 24, 16, 640, 640, 3, 2, 1, false},
+    {"c3 32x48 320", 2, 48, 32, 320, 320, 3, 1, 1, false},
+    {"c3 32x48 640", 2, 48, 32, 640, 320, 3, 1, 1, false},
+    {"c3 32x48 960", 2, 48, 32, 960, 320, 3, 1, 1, false},
+    {"c3 32x48 640>640", 2, 48, 32, 640, 640, 3, 1, 1, false},
+    {"c3s2 32x48 320", 2, 48, 32, 320, 320, 3, 2, 1, false},
+    {"conv_in", 2, 48, 32, 8, 320, 3, 1, 1, false},
+    {"conv_out", 2, 48, 32, 320, 8, 3, 1, 1, false},
+    {"c1 16x24 1920", 2, 24, 16, 1920, 640, 1, 1, 0, false},
+    {"c1 8x12 2560", 2, 12, 8, 2560, 1280, 1, 1, 0, false},
+    {"lin 48 1280", 1, 1, 48, 1280, 1280, 1, 1, 0, false},
+    {"lin 48 5120", 1, 1, 48, 5120, 1280, 1, 1, 0, false},
+    {"lin 192 1280", 1, 1, 192, 1280, 1280, 1, 1, 0, false},
+    {"lin 192 qkv", 1, 1, 192, 1280, 3840, 1, 1, 0, false},
+    {"lin 192 5120", 1, 1, 192, 5120, 1280, 1, 1, 0, false},
+    {"geglu 192", 1, 1, 192, 1280, 5120, 1, 1, 0, true},
+    {"lin 768 640", 1, 1, 768, 640, 640, 1, 1, 0, false},
+    {"lin 768 qkv", 1, 1, 768, 640, 1920, 1, 1, 0, false},
+    {"lin 768 2560", 1, 1, 768, 2560, 640, 1, 1, 0, false},
+    {"geglu 768", 1, 1, 768, 640, 2560, 1, 1, 0, true},
+    {"lin 3072 320", 1, 1, 3072, 320, 320, 1, 1, 0, false},
+    {"lin 3072 qkv", 1, 1, 3072, 320, 960, 1, 1, 0, false},
+    {"lin 3072 1280", 1, 1, 3072, 1280, 320, 1, 1, 0, false},
+    {"geglu 3072", 1, 1, 3072, 320, 1280, 1, 1, 0, true},
+    {"c3 64x64 320", 2, 64, 64, 320, 320, 3, 1, 1, false},
+    {"c3 32x32 640", 2, 32, 32, 640, 640, 3, 1, 1, false},
+    {"c3 16x16 1280", 2, 16, 16, 1280, 1280, 3, 1, 1, false},
+    {"c3 8x8 1280", 2, 8, 8, 1280, 1280, 3, 1, 1, false},
+    {"lin 8192 320", 1, 1, 8192, 320, 320, 1, 1, 0, false},
+    {"geglu 8192", 1, 1, 8192, 320, 1280, 1, 1, 0, true},
+    {"vae 32x48 512", 1, 48, 32, 512, 512, 3, 1, 1, false},
+    {"vae 64x96 512", 1, 96, 64, 512, 512, 3, 1, 1, false},
+    {"vae 128x192 512", 1, 192, 128, 512, 512, 3, 1, 1, false},
+    {"vae 128x192 256", 1, 192, 128, 256, 256, 3, 1, 1, false},
+    {"vae 256x384 256", 1, 384, 256, 256, 256, 3, 1, 1, false},
+    {"vae 256x384 128", 1, 384, 256, 128, 128, 3, 1, 1, false},
+    {"8192^3", 1, 1, 8192, 8192, 8192, 1, 1, 0, false},
+};
+
+int count_copies(const shape &s) {
+    const double rows = s.geglu ? 2.0 * s.o : s.o, values = rows * s.k * s.k * s.c;
+    const double flop = 2.0 * s.n * out_size(s.h, s) * out_size(s.w, s) * values;
+    int copies = static_cast<int>(150e6 / (2 * values)) + 1; /* three times the level-2 cache */
+    while (copies > 4 && copies * flop > 3e11) copies--;
+    return std::min(copies, 48);
+}
+
+double time_wgmma(const job &j, int copies, void *encode, int tile, int splits, int overlap) {
+    return graph_us([&](cudaStream_t stream) {
+               for (int i = 0; i < copies; i++) {
+                   cu_product_args a = j.a;
+                   a.tile = tile, a.splits = splits;
+                   a.weights = static_cast<const __half *>(j.a.weights) + i * j.weight_values;
+                   MUST(cu_wgmma(cu_order{stream, overlap}, &a, 1, encode));
+               }
+           }) /
+           copies;
+}
+
+double time_mma(const job &j, int copies, int tile, int splits, float *partials) {
+    return graph_us([&](cudaStream_t stream) {
+               for (int i = 0; i < copies; i++) {
+                   cu_product_args a = j.a;
+                   a.tile = tile, a.splits = splits, a.partials = partials;
+                   a.weights = static_cast<const __half *>(j.a.weights) + i * j.weight_values;
+                   MUST(cu_product(cu_order{stream, 0}, &a));
+               }
+           }) /
+           copies;
+}
+
+struct best {
+    double us = 1e30;
+    std::string how;
+};
+
+void time_shape(const shape &s, void *encode, std::vector<std::string> &summary) {
+    const int copies = count_copies(s);
+    job j = make_job(s, 1 | 4, copies);
+    best plain, overlapped, old;
+    auto line = [&](const char *how, double us) {
+        std::printf("%-18s %-22s %9.2f us %7.1f TFLOP/s %6.2f TB/s\n", s.name, how, us, j.flop / us * 1e-6,
+                    j.bytes / us * 1e-6);
+    };
+    cu_tiling t;
+    for (int tile = 0; tile < CU_N_WGMMA_TILES; tile++)
+        for (int splits = 1; splits <= CU_WGMMA_MAX_SPLITS; splits *= 2) {
+            cu_wgmma_tiling(&t, &j.a, tiles[tile].rows);
+            const int wide = s.geglu ? tiles[tile].columns / 2 : tiles[tile].columns;
+            const int blocks = t.tiles * cu_ceil_div(s.o, wide) * splits;
+            if (splits > 1 && (t.steps < 2 * splits || blocks > 400)) continue;
+            for (int overlap = 0; overlap < 2; overlap++) {
+                char how[64];
+                const double us = time_wgmma(j, copies, encode, tile, splits, overlap);
+                std::snprintf(how, sizeof how, "%s/%d%s (%d)", tile_names[tile], splits, overlap ? "+pdl" : "", blocks);
+                line(how, us);
+                best &b = overlap ? overlapped : plain;
+                if (us < b.us) b.us = us, b.how = how;
+            }
+        }
+    float *partials = nullptr;
+    MUST(cudaMalloc(&partials, 16 * sizeof(float) * static_cast<size_t>(s.n) * out_size(s.h, s) * out_size(s.w, s) *
+                                   static_cast<size_t>(j.a.n_rows)));
+    for (int tile = CU_TILE_64; tile <= CU_TILE_128; tile++)
+        for (int splits = 1; splits <= 16; splits *= 4) {
+            char how[64];
+            if (splits > 1 && j.flop > 1e10) continue;
+            const double us = time_mma(j, copies, tile, splits, partials);
+            std::snprintf(how, sizeof how, "mma%d/%d", tile == CU_TILE_64 ? 64 : 128, splits);
+            line(how, us);
+            if (us < old.us) old.us = us, old.how = how;
+        }
+    MUST(cudaFree(partials));
+    drop_job(j);
+    char text[256];
+    std::snprintf(text, sizeof text, "%-18s %8.2f %-20s %8.2f %-20s %8.2f %-8s %7.1f TFLOP/s %5.2f TB/s x%d", s.name,
+                  plain.us, plain.how.c_str(), overlapped.us, overlapped.how.c_str(), old.us, old.how.c_str(),
+                  j.flop / plain.us * 1e-6, j.bytes / plain.us * 1e-6, copies);
+    summary.push_back(text);
+    std::fflush(stdout);
+}
+
+int time_all(void *encode, const char *only) {
+    std::vector<std::string> summary;
+    for (const shape &s : sd15)
+        if (std::strstr(s.name, only)) time_shape(s, encode, summary);
+    std::printf("# best of each shape, us: wgmma, wgmma with overlap, mma.sync; rates of the first\n");
+    for (const std::string &line : summary) std::printf("%s\n", line.c_str());
+    return 0;
+}
+
+/* ---- fill and drain */
+
+int fill(void *encode) {
+    int n_sm = 0;
+    MUST(cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0));
+    std::printf("# us of a launch in a chain of 40: one tile for each of %d multiprocessors\n", n_sm);
+    for (int tile = 0; tile < CU_N_WGMMA_TILES; tile++)
+        for (int overlap = 0; overlap < 2; overlap++) {
+            std::printf("%-9s%s", tile_names[tile], overlap ? "+pdl" : "    ");
+            for (int steps = 1; steps <= 64; steps *= 2) {
+                const shape s = {"fill", 1, 1, tiles[tile].rows * n_sm, 64 * steps, tiles[tile].columns, 1, 1, 0, false};
+                job j = make_job(s, 1, 1);
+                j.weight_values = 0; /* the same weights each time */
+                std::printf(" %4d: %6.2f", steps, time_wgmma(j, 40, encode, tile, 1, overlap));
+                drop_job(j);
+            }
+            std::printf("\n");
+            std::fflush(stdout);
+        }
+    return 0;
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+    const char *what = argc > 1 ? argv[1] : "", *text = argc > 2 ? argv[2] : "";
+    if (std::strcmp(what, "check") && std::strcmp(what, "time") && std::strcmp(what, "fill")) {
+        std::fprintf(stderr, "usage: linework-gpu-product check [TILE] | time [TEXT] | fill\n");
+        return 2;
+    }
+    void *encode = tensor_map_encoder();
+    if (!encode) {
+        std::fprintf(stderr, "linework-gpu-product: the driver has no cuTensorMapEncodeTiled\n");
+        return 1;
+    }
+    if (!std::strcmp(what, "check")) return check(encode, *text ? std::atoi(text) : -1);
+    return !std::strcmp(what, "time") ? time_all(encode, text) : fill(encode);
+}

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: MIT
+ * The index arithmetic of the Hopper product kernels (wgmma.cu), for the kernels, their launcher and the host's test
+ * alike: which output pixels a tile has, where each step of the sum lies in the input and in the weights, and where the
+ * copy engine puts it for the matrix unit to read.
+ *
+ * The output is pictures of h x w pixels, n of them ((g, n) as one axis); a linear or 1x1 convolution is one picture of
+ * one row. A tile's rows are a box of bw x bh x bn pixels, x fastest: for a tap of the window and 64 channels, its
+ * operand is then one box of the input too, and the copy engine fills with zero what lies outside the picture, which is
+ * the padding. The sum runs over steps: taps, and in each tap chunks of 64 channels. */
+#ifndef LW_CUDA_TILES_H
+#define LW_CUDA_TILES_H
+
+#include <stdbool.h>
+
+#include "cuda/kernels.h"
+
+#ifdef __CUDACC__
+#define CU_BOTH static __host__ __device__ __forceinline__
+#else
+#define CU_BOTH static inline
+#endif
+
+enum {
+    CU_CHUNK = 64, /* channels of a step: 128 bytes of half, the widest row that the swizzle knows */
+    CU_CHUNK_BYTES = 128,
+    CU_BOX_LIMIT = 256 /* the copy engine's boxes are no larger in any direction */
+};
+
+typedef struct cu_tiling {
+    int32_t w, h, n;    /* output */
+    int32_t bw, bh, bn; /* box of a tile */
+    int32_t tiles_w, tiles_h, tiles;
+    int32_t stride, pad_left, pad_top, kw;
+    int32_t chunks, steps; /* of one tap; of the whole sum */
+} cu_tiling;
+
+CU_BOTH int32_t cu_ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
+
+/* The box with the fewest tiles of at most bm pixels; among those the widest, whose copies are longest. */
+CU_BOTH void cu_choose_box(cu_tiling *t, int32_t bm) {
+    const int32_t limit = CU_BOX_LIMIT / t->stride;
+    int64_t best = INT64_MAX;
+    for (int32_t bw = 1; bw <= t->w && bw <= bm && bw <= limit; bw++) {
+        if (t->h * t->n > 1 && bw > 1 && cu_ceil_div(t->w, bw) == cu_ceil_div(t->w, bw - 1)) continue; /* no fewer */
+        for (int32_t bh = 1; bh <= t->h && bw * bh <= bm && bh <= limit; bh++) {
+            int32_t bn = bm / (bw * bh);
+            if (bn > t->n) bn = t->n;
+            if (bn > CU_BOX_LIMIT) bn = CU_BOX_LIMIT;
+            const int64_t tiles = (int64_t)cu_ceil_div(t->w, bw) * cu_ceil_div(t->h, bh) * cu_ceil_div(t->n, bn);
+            if (tiles > best || (tiles == best && bw <= t->bw)) continue;
+            best = tiles;
+            t->bw = bw, t->bh = bh, t->bn = bn;
+        }
+    }
+    t->tiles_w = cu_ceil_div(t->w, t->bw);
+    t->tiles_h = cu_ceil_div(t->h, t->bh);
+    t->tiles = (int32_t)best;
+}
+
+/* Rows of (g, n, h, w) at one stride. */
+CU_BOTH bool cu_is_flat(const cu_view *v) {
+    return (v->h == 1 || v->sh == v->w * v->sw) && (v->n == 1 || v->sn == v->h * v->w * v->sw) &&
+           (v->g == 1 || v->sg == (int64_t)v->n * v->h * v->w * v->sw);
+}
+
+/* The tiling of a product by tiles of bm pixels; true: as one row of pixels. */
+CU_BOTH bool cu_wgmma_tiling(cu_tiling *t, const cu_product_args *a, int32_t bm) {
+    const bool flat = a->kh == 1 && a->kw == 1 && a->stride == 1 && !a->pad_top && !a->pad_left && cu_is_flat(&a->in);
+    const int32_t gn = a->out.g * a->out.n;
+    cu_tiling r = {a->out.w, a->out.h, gn, 0, 0, 0, 0, 0, 0, a->stride, a->pad_left, a->pad_top, a->kw, 0, 0};
+    if (flat) r.w = gn * a->out.h * a->out.w, r.h = r.n = 1;
+    r.chunks = cu_ceil_div(a->in.c, CU_CHUNK);
+    r.steps = r.chunks * a->kh * a->kw;
+    cu_choose_box(&r, bm);
+    *t = r;
+    return flat;
+}
+
+typedef struct cu_place {
+    int32_t x, y, n;
+} cu_place;
+
+/* The first pixel of a tile. */
+CU_BOTH cu_place cu_tile_origin(const cu_tiling *t, int32_t tile) {
+    const int32_t across = tile % t->tiles_w, rest = tile / t->tiles_w;
+    cu_place p = {across * t->bw, rest % t->tiles_h * t->bh, rest / t->tiles_h * t->bn};
+    return p;
+}
+
+/* The pixel of a tile's row, counted through all pictures; -1: the row has none. */
+CU_BOTH int32_t cu_tile_pixel(const cu_tiling *t, cu_place origin, int32_t row) {
+    const int32_t dx = row % t->bw, rest = row / t->bw, dy = rest % t->bh, dn = rest / t->bh;
+    const int32_t x = origin.x + dx, y = origin.y + dy, n = origin.n + dn;
+    if (dn >= t->bn || x >= t->w || y >= t->h || n >= t->n) return -1;
+    return (n * t->h + y) * t->w + x;
+}
+
+/* What a step reads: channels [c, c + 64) of tap `tap`; the input's box begins at (x, y), which may be outside. */
+typedef struct cu_step {
+    int32_t tap, c, x, y;
+} cu_step;
+
+CU_BOTH cu_step cu_step_at(const cu_tiling *t, cu_place origin, int32_t step) {
+    const int32_t tap = step / t->chunks, ky = tap / t->kw, kx = tap - ky * t->kw;
+    cu_step s = {tap, (step - tap * t->chunks) * CU_CHUNK, origin.x * t->stride - t->pad_left + kx,
+                 origin.y * t->stride - t->pad_top + ky};
+    return s;
+}
+
+/* Steps [begin, end) of part i of n: as even as can be. */
+CU_BOTH int32_t cu_part_begin(int32_t steps, int32_t i, int32_t n) { return (int32_t)((int64_t)steps * i / n); }
+
+/* Weight row of the first or second half of column tile `tile`. Without GEGLU (gates = 0) a tile is bn rows; with it,
+ * half a tile are values and the other half their gates, `gates` rows further down. */
+CU_BOTH int32_t cu_weight_row(int32_t tile, int32_t bn, int32_t gates, int32_t half) {
+    if (!gates) return tile * bn + half * (bn / 2);
+    return tile * (bn / 2) + half * gates;
+}
+
+/* ---- shared memory: rows of 128 bytes in groups of 8, the 16-byte chunk j of row i at chunk j ^ (i % 8). Operands
+ * begin at multiples of 1024 bytes, so that a row's place in its group is also that of its address. */
+
+CU_BOTH uint32_t cu_swizzle(uint32_t offset) { return offset ^ ((offset >> 7 & 7) << 4); }
+
+/* The matrix unit's descriptor of an operand whose rows lie so, sum contiguous: address and distance from one group of
+ * 8 rows to the next in units of 16 bytes, and the kind of swizzle (1: 128 bytes). A further 16 values of the sum begin
+ * 32 bytes on: add 2. */
+CU_BOTH uint64_t cu_operand(uint32_t shared_address) {
+    return (uint64_t)(shared_address >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 |
+           (uint64_t)1 << 62;
+}
+
+/* Column of value v of a thread's sums, and its row in the 64 of its group of four warps: m64nN's layout. */
+CU_BOTH int32_t cu_sum_column(int32_t thread, int32_t v) { return v / 4 * 8 + thread % 4 * 2 + v % 2; }
+CU_BOTH int32_t cu_sum_row(int32_t thread, int32_t v) { return thread / 32 * 16 + thread % 32 / 4 + v / 2 % 2 * 8; }
+
+#endif

@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: MIT
+ * Products on Hopper (sm_90a): what product.cu computes, with the two things that chip has for it. The copy engine (TMA)
+ * brings boxes of input and weights into shared memory by itself, zeros for padding included; the matrix unit (wgmma)
+ * multiplies straight from there. tiles.h has all of the index arithmetic.
+ *
+ * A block is one tile of output: one warp that only starts copies, and 1 to 3 groups of four warps that multiply. They
+ * meet at a ring of stages, each with a barrier "full" (its bytes have come) and "empty" (its sums are done). A step of
+ * the sum is 64 channels of one tap: A [pixels][64], B [output channels][64], both with the 128-byte swizzle.
+ *
+ * Where there are too few tiles for the device (levels 2 and 3: 48 to 192 pixels, where reading the weights is all the
+ * work), a cluster of 2 to 8 blocks splits the sum of one tile. Each leaves its part in its own shared memory; then each
+ * adds up a share of the rows over all of them, in order, so that the bits are always the same, and finishes it.
+ *
+ * Weights do not depend on the kernel before: where the launch is programmatic, the ring is filled with them while that
+ * kernel still runs, and only then is it waited for. */
+#include "cuda/hopper.cuh"
+
+namespace {
+
+struct member {
+    CUtensorMap input, weights;
+    cu_view out;
+    cu_epilogue epi;
+};
+
+/* Members have the same sizes; each block works for one. */
+struct launch_args {
+    member of[CU_WGMMA_MAX_MEMBERS];
+    cu_tiling t;
+    int32_t gates;       /* GEGLU: out.c, else 0 */
+    int32_t input_bytes; /* of a step */
+};
+
+template <int GROUPS, int HEIGHT, int BN, int BLOCKS> struct ring {
+    static const int BM = GROUPS * HEIGHT * 64;
+    static const int THREADS = GROUPS * 128 + 32;
+    static const int ALLOCATED = GROUPS * 128 + 128; /* registers are given to four warps at a time */
+    static const int A_BYTES = BM * CU_CHUNK_BYTES, B_BYTES = BN * CU_CHUNK_BYTES, STAGE = A_BYTES + B_BYTES;
+    static const int ROW = BN + 8; /* floats of a row of sums: rows of a warp's accesses fall into different banks */
+    static const int SUMS = BM * ROW * 4;
+    static const int ROWS = BM * 16; /* the table of pixels */
+    static const int LIMIT = 228 * 1024 / BLOCKS - 1024 - ROWS - 128; /* 1 KB is the system's, 128 are barriers */
+    static const int FIT = (LIMIT - 1024) / STAGE;
+    static const int STAGES = FIT < 8 ? FIT : 8;
+    static const int BYTES = 1024 + (STAGES * STAGE > SUMS ? STAGES * STAGE : SUMS);
+    static_assert(STAGES >= 3 && BYTES <= LIMIT, "a ring of three stages or more");
+    static_assert(A_BYTES % 1024 == 0 && BN / 2 * CU_CHUNK_BYTES % 1024 == 0, "operands begin at the swizzle's period");
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+/* ---- clusters */
+
+CU_DEVICE uint32_t cluster_rank() {
+    uint32_t r;
+    asm("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(r));
+    return r;
+}
+CU_DEVICE uint32_t cluster_size() {
+    uint32_t r;
+    asm("mov.u32 %0, %%cluster_nctarank;\n" : "=r"(r));
+    return r;
+}
+CU_DEVICE void cluster_meet() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
+}
+
+/* 8 sums at `from`, of this block or added up over the SPLITS of its cluster in order; all reads of a half at once. */
+template <int SPLITS> CU_DEVICE void gather(const float *from, float v[8]) {
+    if constexpr (SPLITS == 1) load8(from, v);
+    else {
+#pragma unroll
+        for (int half = 0; half < 8; half += 4) {
+            float4 part[SPLITS];
+#pragma unroll
+            for (int i = 0; i < SPLITS; i++)
+                part[i] = *static_cast<const float4 *>(
+                    static_cast<const void *>(__cluster_map_shared_rank(const_cast<float *>(from + half), i)));
+            float4 sum = part[0];
+#pragma unroll
+            for (int i = 1; i < SPLITS; i++)
+                sum.x += part[i].x, sum.y += part[i].y, sum.z += part[i].z, sum.w += part[i].w;
+            v[half] = sum.x, v[half + 1] = sum.y, v[half + 2] = sum.z, v[half + 3] = sum.w;
+        }
+    }
+}
+
+/* Where row `row` of the tile goes: (g, n, h, w), g -1 for nowhere. */
+CU_DEVICE int4 row_place(const cu_tiling &t, const cu_view &out, cu_place origin, int row) {
+    const int pixel = cu_tile_pixel(&t, origin, row), picture = out.h * out.w;
+    if (pixel < 0) return make_int4(-1, 0, 0, 0);
+    const int gn = pixel / picture, p = pixel - gn * picture, g = gn / out.n, h = p / out.w;
+    return make_int4(g, gn - g * out.n, h, p - h * out.w);
+}
+
+/* Rows rank, rank + SPLITS, … of the tile: sums, epilogue, output. */
+template <typename R, int BN, int SPLITS, bool GATED>
+CU_DEVICE void finish_rows(const member &a, int gates, const float *sums, const int4 *places, int tile, int rank) {
+    const int WIDE = GATED ? BN / 2 : BN, VECTORS = WIDE / 8;
+    for (int i = threadIdx.x; i < R::BM / SPLITS * VECTORS; i += R::THREADS) {
+        const int row = i / VECTORS * SPLITS + rank, col = i % VECTORS * 8, c = tile * WIDE + col;
+        const int4 at = places[row];
+        if (at.x < 0 || c >= a.out.c) continue;
+        float v[8], gate[8];
+        gather<SPLITS>(sums + row * R::ROW + col, v);
+        if (GATED) gather<SPLITS>(sums + row * R::ROW + WIDE + col, gate);
+        epilogue8(a.epi, at.x, at.y, at.z, at.w, c, gates, v, gate);
+        store8(static_cast<__half *>(a.out.p) + view_at(a.out, at.x, at.y, at.z, at.w) + c, v);
+    }
+}
+
+template <typename R, int BN, int SPLITS>
+CU_DEVICE void finish(const member &a, int gates, const float *sums, const int4 *places, int tile, int rank) {
+    if (gates) finish_rows<R, BN, SPLITS, true>(a, gates, sums, places, tile, rank);
+    else finish_rows<R, BN, SPLITS, false>(a, gates, sums, places, tile, rank);
+}
+
+/* One thread starts all copies: those of weights for the first round of the ring before the launch before is over. */
+template <typename R>
+CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, uint32_t full, uint32_t empty,
+                       cu_place origin, int tile, int begin, int n_steps) {
+    const CUtensorMap *input = &m.input, *weights = &m.weights;
+    const int row0 = cu_weight_row(tile, R::B_BYTES / CU_CHUNK_BYTES, a.gates, 0),
+              row1 = cu_weight_row(tile, R::B_BYTES / CU_CHUNK_BYTES, a.gates, 1);
+    const int first = n_steps < R::STAGES ? n_steps : R::STAGES;
+    for (int round = 0; round < 2; round++) { /* all weights, then inputs */
+        for (int i = 0; i < first; i++) {
+            const cu_step s = cu_step_at(&a.t, origin, begin + i);
+            const uint32_t at = stages + i * R::STAGE, bar = full + i * 8;
+            if (round) {
+                copy_box(at, input, bar, s.c, s.x, s.y, origin.n);
+                continue;
+            }
+            barrier_expect(bar, a.input_bytes + R::B_BYTES);
+            copy_weights(at + R::A_BYTES, weights, bar, s.c, s.tap, row0);
+            if (a.gates) copy_weights(at + R::A_BYTES + R::B_BYTES / 2, weights, bar, s.c, s.tap, row1);
+        }
+        if (!round) previous_launch_wait();
+    }
+    for (int i = first; i < n_steps; i++) {
+        const cu_step s = cu_step_at(&a.t, origin, begin + i);
+        const int k = i % R::STAGES;
+        const uint32_t at = stages + k * R::STAGE, bar = full + k * 8;
+        barrier_wait(empty + k * 8, (i / R::STAGES - 1) & 1);
+        barrier_expect(bar, a.input_bytes + R::B_BYTES);
+        copy_weights(at + R::A_BYTES, weights, bar, s.c, s.tap, row0);
+        if (a.gates) copy_weights(at + R::A_BYTES + R::B_BYTES / 2, weights, bar, s.c, s.tap, row1);
+        copy_box(at, input, bar, s.c, s.x, s.y, origin.n);
+    }
+}
+
+#endif
+
+/* Grid: (splits x tiles of columns, tiles of pixels, members); the splits of a tile are a cluster. */
+template <int GROUPS, int HEIGHT, int BN, int BLOCKS>
+__global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, BLOCKS)
+    wgmma_kernel(const __grid_constant__ launch_args a) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    typedef ring<GROUPS, HEIGHT, BN, BLOCKS> R;
+    extern __shared__ unsigned char shared_bytes[];
+    __shared__ __align__(8) uint64_t barriers[2 * R::STAGES];
+    __shared__ int4 places[R::BM];
+    const uint32_t unaligned = shared_address(shared_bytes), stages = (unaligned + 1023u) & ~1023u;
+    float *sums = reinterpret_cast<float *>(shared_bytes + (stages - unaligned));
+    const uint32_t full = shared_address(barriers), empty = full + R::STAGES * 8;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, splits = cluster_size(), rank = cluster_rank();
+    const int tile = blockIdx.x / splits;
+    const member &m = a.of[blockIdx.z];
+    const cu_place origin = cu_tile_origin(&a.t, blockIdx.y);
+    const int begin = cu_part_begin(a.t.steps, rank, splits),
+              n_steps = cu_part_begin(a.t.steps, rank + 1, splits) - begin;
+
+    if (threadIdx.x == 0) {
+        asm volatile("prefetch.tensormap [%0];\nprefetch.tensormap [%1];\n" ::"l"(&m.input), "l"(&m.weights) : "memory");
+        for (int i = 0; i < R::STAGES; i++) {
+            barrier_init(full + i * 8, 1);
+            barrier_init(empty + i * 8, GROUPS * 4);
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;\n" ::: "memory");
+    }
+    __syncthreads();
+    next_launch_may_start();
+
+    if (warp == GROUPS * 4) {
+        if (lane == 0) produce<R>(a, m, stages, full, empty, origin, tile, begin, n_steps);
+        __syncwarp();
+        previous_launch_wait();
+        __syncthreads();
+    } else {
+        const int group = warp / 4;
+        for (int row = threadIdx.x; row < R::BM; row += GROUPS * 128) 
+            places[row] = row_place(a.t, m.out, origin, row);
+        float d[HEIGHT][BN / 2];
+#pragma unroll
+        for (int p = 0; p < HEIGHT; p++)
+#pragma unroll
+            for (int v = 0; v < BN / 2; v++) d[p][v] = 0;
+        for (int i = 0; i < n_steps; i++) {
+            const int k = i % R::STAGES;
+            barrier_wait(full + k * 8, i / R::STAGES & 1);
+            const uint64_t pa = cu_operand(stages + k * R::STAGE + group * HEIGHT * 64 * CU_CHUNK_BYTES),
+                           pb = cu_operand(stages + k * R::STAGE + R::A_BYTES);
+#pragma unroll
+            for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
+            sums_begin();
+#pragma unroll
+            for (int part = 0; part < CU_CHUNK / 16; part++)
+#pragma unroll
+                for (int p = 0; p < HEIGHT; p++)
+                    multiplier<BN>::add(d[p], pa + p * (64 * CU_CHUNK_BYTES / 16) + 2 * part, pb + 2 * part);
+            sums_commit();
+#pragma unroll
+            for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
+            sums_wait<1>(); /* all but this step's: the stage before is free */
+            if (i > 0 && lane == 0) barrier_arrive(empty + (i - 1) % R::STAGES * 8);
+        }
+        sums_wait<0>();
+#pragma unroll
+        for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
+        previous_launch_wait();
+        __syncthreads(); /* nobody reads the stages any more: sums take their place */
+#pragma unroll
+        for (int p = 0; p < HEIGHT; p++)
+#pragma unroll
+            for (int v = 0; v < BN / 2; v += 2) {
+                const int row = (group * HEIGHT + p) * 64 + cu_sum_row(threadIdx.x % 128, v),
+                          col = cu_sum_column(threadIdx.x % 128, v);
+                *reinterpret_cast<float2 *>(sums + row * R::ROW + col) = make_float2(d[p][v], d[p][v + 1]);
+            }
+    }
+    if (splits == 1) {
+        __syncthreads();
+        finish<R, BN, 1>(m, a.gates, sums, places, tile, 0);
+        return;
+    }
+    cluster_meet();
+    if (splits == 2) finish<R, BN, 2>(m, a.gates, sums, places, tile, rank);
+    else if (splits == 4) finish<R, BN, 4>(m, a.gates, sums, places, tile, rank);
+    else finish<R, BN, 8>(m, a.gates, sums, places, tile, rank);
+    cluster_meet(); /* no block ends while another reads its sums */
+#endif
+}
+
+/* ---- launching */
+
+bool encode_input(encoder make, CUtensorMap *map, const cu_product_args &a, const cu_tiling &t, bool flat) {
+    const cuuint64_t sw = 2 * a.in.sw, w = flat ? t.w : a.in.w, h = flat ? 1 : a.in.h,
+                     sh = h > 1 ? 2 * static_cast<cuuint64_t>(a.in.sh) : sw * w,
+                     sn = t.n > 1 ? 2 * static_cast<cuuint64_t>(a.in.n > 1 ? a.in.sn : a.in.sg) : sh * h;
+    const cuuint32_t stride = t.stride;
+    const cuuint64_t dims[4] = {static_cast<cuuint64_t>(a.in.c), w, h, static_cast<cuuint64_t>(t.n)},
+                     strides[3] = {sw, sh, sn};
+    const cuuint32_t box[4] = {CU_CHUNK, t.bw * stride, t.bh * stride, static_cast<cuuint32_t>(t.bn)},
+                     every[4] = {1, stride, stride, 1};
+    return encode(make, map, a.in.p, 4, dims, strides, box, every);
+}
+
+bool encode_weights(encoder make, CUtensorMap *map, const cu_product_args &a, uint32_t box_rows) {
+    const cuuint64_t c = a.in.c, taps = a.kh * a.kw;
+    const cuuint64_t dims[3] = {c, taps, static_cast<cuuint64_t>(a.n_rows)}, strides[2] = {c * 2, c * taps * 2};
+    const cuuint32_t box[3] = {CU_CHUNK, 1, box_rows}, every[3] = {1, 1, 1};
+    return encode(make, map, a.weights, 3, dims, strides, box, every);
+}
+
+template <int GROUPS, int HEIGHT, int BN, int BLOCKS>
+cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encode_map) {
+    typedef ring<GROUPS, HEIGHT, BN, BLOCKS> R;
+    const cu_product_args &first = of[0];
+    const encoder make = reinterpret_cast<encoder>(encode_map);
+    launch_args args = {};
+    const bool flat = cu_wgmma_tiling(&args.t, &first, R::BM);
+    args.gates = first.epi.act == CU_ACT_GEGLU ? first.out.c : 0;
+    args.input_bytes = args.t.bw * args.t.bh * args.t.bn * CU_CHUNK_BYTES;
+    for (int i = 0; i < n; i++) {
+        member &m = args.of[i];
+        if (!encode_input(make, &m.input, of[i], args.t, flat) ||
+            !encode_weights(make, &m.weights, of[i], args.gates ? BN / 2 : BN))
+            return cudaErrorInvalidValue;
+        m.out = of[i].out;
+        m.epi = of[i].epi;
+    }
+    void (*kernel)(const launch_args) = wgmma_kernel<GROUPS, HEIGHT, BN, BLOCKS>;
+    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, R::BYTES);
+    if (e != cudaSuccess) return e;
+    const int wide = args.gates ? BN / 2 : BN, tiles = cu_ceil_div(first.out.c, wide);
+    cudaLaunchAttribute attributes[2] = {};
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim.x = first.splits;
+    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(tiles * first.splits, args.t.tiles, n);
+    config.blockDim = dim3(R::THREADS);
+    config.dynamicSmemBytes = R::BYTES;
+    config.stream = order.stream;
+    config.attrs = attributes;
+    config.numAttrs = order.overlap ? 2 : 1;
+    return cudaLaunchKernelEx(&config, kernel, args);
+}
+
+} // namespace
+
+cudaError_t cu_wgmma(cu_order order, const cu_product_args *args, int32_t n, void *encode_map) {
+    switch (args->tile) {
+#define X(index, groups, height, columns, blocks)                                                                      \
+    case index: return launch<groups, height, columns, blocks>(order, args, n, encode_map);
+        CU_WGMMA_TILES(X)
+#undef X
+    default: return cudaErrorInvalidValue;
+    }
+}

@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: MIT
+ * Attention on Hopper (sm_90a) at head widths 40, 80 and 160, not causal: the algorithm of attention.cu, the machine of
+ * wgmma.cu. A block takes 64, 128 or 192 queries of a head, 64 a group of four warps; one warp more only starts copies.
+ *
+ * A tensor's map has the head as an axis of its own, so that a box of 64 channels ends with the head: zeros come where
+ * the next head would, 40 is 48 for q k^T and 40 for p v, and nothing is padded in memory. Q, K and V lie in chunks of 64
+ * channels, [rows][64] each. The weights of a tile stay in the registers that held its scores. Groups are not in step, so
+ * that one multiplies while another takes exponentials. */
+#include "cuda/hopper.cuh"
+
+namespace {
+
+struct attention_args {
+    CUtensorMap q, k, v;
+    cu_view out;
+    int32_t queries, keys, k_n, k_g, v_n, v_g; /* k_n: 1 where keys differ along n; k_g along g, and so on */
+    float factor;                              /* scale * log2(e) */
+};
+
+template <int D, int GROUPS> struct shape {
+    static const int CHUNKS = (D + CU_CHUNK - 1) / CU_CHUNK, STEPS = (D + 15) / 16;
+    static const int QUERIES = 64 * GROUPS, KEYS = D > 80 ? 64 : 128, STAGES = 2;
+    static const int Q_CHUNK = QUERIES * CU_CHUNK_BYTES, CHUNK = KEYS * CU_CHUNK_BYTES;
+    static const int Q_BYTES = CHUNKS * Q_CHUNK, TILE = CHUNKS * CHUNK;
+    static const int THREADS = GROUPS * 128 + 32, ALLOCATED = GROUPS * 128 + 128;
+    static const int BYTES = 1024 + Q_BYTES + STAGES * 2 * TILE;
+};
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+CU_DEVICE void copy_head(uint32_t to, const CUtensorMap *map, uint32_t bar, int c, int head, int row, int n, int g) {
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+                 "%6, %7}], [%2];\n" ::"r"(to),
+                 "l"(map), "r"(bar), "r"(c), "r"(head), "r"(row), "r"(n), "r"(g)
+                 : "memory");
+}
+
+CU_DEVICE uint32_t pack(float a, float b) {
+    __half2 h = __floats2half2_rn(a, b);
+    return *reinterpret_cast<uint32_t *>(&h);
+}
+
+/* The descriptor of values [key][column]: 64 columns, then the next chunk; keys in groups of 8. */
+template <typename S> CU_DEVICE uint64_t values_at(uint32_t shared) {
+    return static_cast<uint64_t>(shared >> 4 & 0x3fff) | static_cast<uint64_t>(S::CHUNK >> 4) << 16 |
+           static_cast<uint64_t>(1024 >> 4) << 32 | static_cast<uint64_t>(1) << 62;
+}
+
+/* Scores of one thread's two rows to weights; what was summed under the old maximum is scaled. */
+template <int N, int O> CU_DEVICE void weigh(float (&s)[N], float (&out)[O], float (&top)[2], float (&sum)[2], float factor) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float highest = top[half];
+#pragma unroll
+        for (int i = 2 * half; i < N; i += 4) highest = fmaxf(highest, fmaxf(s[i], s[i + 1]));
+        highest = fmaxf(highest, __shfl_xor_sync(CU_ALL_LANES, highest, 1));
+        highest = fmaxf(highest, __shfl_xor_sync(CU_ALL_LANES, highest, 2));
+        const float old = exp2_fast((top[half] - highest) * factor), offset = highest * factor;
+        top[half] = highest;
+        float all = 0;
+#pragma unroll
+        for (int i = 2 * half; i < N; i += 4) {
+            s[i] = exp2_fast(s[i] * factor - offset);
+            s[i + 1] = exp2_fast(s[i + 1] * factor - offset);
+            all += s[i] + s[i + 1];
+        }
+        sum[half] = sum[half] * old + all;
+#pragma unroll
+        for (int i = 2 * half; i < O; i += 4) out[i] *= old, out[i + 1] *= old;
+    }
+}
+
+template <typename S>
+CU_DEVICE void produce(const attention_args &a, uint32_t q, uint32_t q_full, uint32_t k_full, uint32_t v_full,
+                       uint32_t empty, int head, int n, int g) {
+    const int first = blockIdx.x * S::QUERIES, n_tiles = (a.keys + S::KEYS - 1) / S::KEYS;
+    barrier_expect(q_full, S::Q_BYTES);
+    for (int c = 0; c < S::CHUNKS; c++) copy_head(q + c * S::Q_CHUNK, &a.q, q_full, c * CU_CHUNK, head, first, n, g);
+    for (int i = 0; i < n_tiles; i++) {
+        const int at = i % S::STAGES;
+        const uint32_t k = q + S::Q_BYTES + at * 2 * S::TILE, v = k + S::TILE;
+        if (i >= S::STAGES) barrier_wait(empty + at * 8, (i / S::STAGES - 1) & 1);
+        barrier_expect(k_full + at * 8, S::TILE);
+        for (int c = 0; c < S::CHUNKS; c++)
+            copy_head(k + c * S::CHUNK, &a.k, k_full + at * 8, c * CU_CHUNK, head, i * S::KEYS, n * a.k_n, g * a.k_g);
+        barrier_expect(v_full + at * 8, S::TILE);
+        for (int c = 0; c < S::CHUNKS; c++)
+            copy_head(v + c * S::CHUNK, &a.v, v_full + at * 8, c * CU_CHUNK, head, i * S::KEYS, n * a.v_n, g * a.v_g);
+    }
+}
+
+/* A group's 64 rows, through its own rows of Q, so that global stores are 16 bytes. */
+template <typename S, int D, int O>
+CU_DEVICE void store_rows(const attention_args &a, const float (&out)[O], const float (&sum)[2], unsigned char *q, int group,
+                          int head, int n, int g) {
+    const int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
+    float inverse[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        float all = sum[half];
+        all += __shfl_xor_sync(CU_ALL_LANES, all, 1);
+        all += __shfl_xor_sync(CU_ALL_LANES, all, 2);
+        inverse[half] = 1.0f / all;
+    }
+    asm volatile("bar.sync %0, 128;\n" ::"r"(group + 1) : "memory"); /* no warp of the group reads Q any more */
+#pragma unroll
+    for (int v = 0; v < O; v += 2) {
+        const int row = group * 64 + cu_sum_row(threadIdx.x % 128, v), c = cu_sum_column(threadIdx.x % 128, v);
+        *reinterpret_cast<__half2 *>(q + c / CU_CHUNK * S::Q_CHUNK + cu_swizzle(row * 128 + c % CU_CHUNK * 2)) =
+            __floats2half2_rn(out[v] * inverse[v / 2 % 2], out[v + 1] * inverse[v / 2 % 2]);
+    }
+    __syncwarp();
+    __half *to = static_cast<__half *>(a.out.p) + view_at(a.out, g, n, 0, 0) + head * D;
+    for (int i = lane; i < 16 * (D / 8); i += 32) {
+        const int row = group * 64 + warp * 16 + i / (D / 8), c = i % (D / 8) * 8, query = blockIdx.x * S::QUERIES + row;
+        if (query < a.queries)
+            *reinterpret_cast<uint4 *>(to + query * a.out.sw + c) = *reinterpret_cast<const uint4 *>(
+                q + c / CU_CHUNK * S::Q_CHUNK + cu_swizzle(row * 128 + c % CU_CHUNK * 2));
+    }
+}
+
+#endif
+
+/* Grid: (tiles of queries, heads, (g, n)). */
+template <int D, int GROUPS>
+__global__ void __launch_bounds__(shape<D, GROUPS>::ALLOCATED, 1)
+    attention_kernel(const __grid_constant__ attention_args a) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    typedef shape<D, GROUPS> S;
+    extern __shared__ unsigned char shared_bytes[];
+    __shared__ __align__(8) uint64_t barriers[1 + 3 * S::STAGES];
+    const uint32_t unaligned = shared_address(shared_bytes), q = (unaligned + 1023u) & ~1023u;
+    const uint32_t q_full = shared_address(barriers), k_full = q_full + 8, v_full = k_full + S::STAGES * 8,
+                   empty = v_full + S::STAGES * 8;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y, g = blockIdx.z / a.out.n,
+              n = blockIdx.z - g * a.out.n;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < 1 + 2 * S::STAGES; i++) barrier_init(q_full + i * 8, 1);
+        for (int i = 0; i < S::STAGES; i++) barrier_init(empty + i * 8, GROUPS * 4);
+        asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;\n" ::: "memory");
+    }
+    __syncthreads();
+    launches_meet();
+    if (warp == GROUPS * 4) {
+        if (lane == 0) produce<S>(a, q, q_full, k_full, v_full, empty, head, n, g);
+        return;
+    }
+    const int group = warp / 4, n_tiles = (a.keys + S::KEYS - 1) / S::KEYS;
+    float s[S::KEYS / 2], out[D / 2], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+#pragma unroll
+    for (int v = 0; v < D / 2; v++) out[v] = 0;
+    barrier_wait(q_full, 0);
+    for (int i = 0; i < n_tiles; i++) {
+        const int at = i % S::STAGES, parity = i / S::STAGES & 1;
+        const uint32_t k = q + S::Q_BYTES + at * 2 * S::TILE, v = k + S::TILE;
+#pragma unroll
+        for (int j = 0; j < S::KEYS / 2; j++) s[j] = 0;
+        barrier_wait(k_full + at * 8, parity);
+        sums_pin(s);
+        sums_begin();
+#pragma unroll
+        for (int step = 0; step < S::STEPS; step++)
+            multiplier<S::KEYS>::add(
+                s, cu_operand(q + step / 4 * S::Q_CHUNK + group * 64 * CU_CHUNK_BYTES) + 2 * (step % 4),
+                cu_operand(k + step / 4 * S::CHUNK) + 2 * (step % 4));
+        sums_commit();
+        sums_wait<0>();
+        sums_pin(s);
+        if ((i + 1) * S::KEYS > a.keys)
+#pragma unroll
+            for (int j = 0; j < S::KEYS / 2; j++)
+                if (i * S::KEYS + cu_sum_column(lane, j) >= a.keys) s[j] = -INFINITY;
+        weigh(s, out, top, sum, a.factor);
+        uint32_t p[S::KEYS / 16][4];
+#pragma unroll
+        for (int j = 0; j < S::KEYS / 16; j++)
+#pragma unroll
+            for (int x = 0; x < 4; x++) p[j][x] = pack(s[8 * j + 2 * x], s[8 * j + 2 * x + 1]);
+        barrier_wait(v_full + at * 8, parity);
+        sums_pin(out);
+        sums_begin();
+#pragma unroll
+        for (int j = 0; j < S::KEYS / 16; j++)
+            value_multiplier<D>::add(out, p[j], values_at<S>(v + j * 16 * CU_CHUNK_BYTES));
+        sums_commit();
+        sums_wait<0>();
+        sums_pin(out);
+        if (lane == 0) barrier_arrive(empty + at * 8);
+    }
+    store_rows<S, D>(a, out, sum, shared_bytes + (q - unaligned), group, head, n, g);
+#endif
+}
+
+/* ---- launching */
+
+/* [g][n][row][head][channel], boxes of 64 channels of a head and `rows` rows; an axis of stride 0 has one element */
+bool encode_heads(encoder make, CUtensorMap *map, const cu_view &v, int heads, int rows) {
+    const cuuint64_t d = v.c / heads, row = 2 * v.sw, all = row * v.w, n = v.sn ? v.n : 1, g = v.sg ? v.g : 1,
+                     sn = v.sn ? 2 * v.sn : all, sg = v.sg ? 2 * v.sg : sn * n;
+    const cuuint64_t dims[5] = {d, static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(v.w), n, g},
+                     strides[4] = {2 * d, row, sn, sg};
+    const cuuint32_t box[5] = {CU_CHUNK, 1, static_cast<cuuint32_t>(rows), 1, 1}, every[5] = {1, 1, 1, 1, 1};
+    return encode(make, map, v.p, 5, dims, strides, box, every);
+}
+
+template <int D, int GROUPS> cudaError_t launch(cu_order order, const cu_attention_args &a, void *encode_map) {
+    typedef shape<D, GROUPS> S;
+    const encoder make = reinterpret_cast<encoder>(encode_map);
+    attention_args args = {};
+    if (!encode_heads(make, &args.q, a.q, a.heads, S::QUERIES) || !encode_heads(make, &args.k, a.k, a.heads, S::KEYS) ||
+        !encode_heads(make, &args.v, a.v, a.heads, S::KEYS))
+        return cudaErrorInvalidValue;
+    args.out = a.out;
+    args.queries = a.q.w;
+    args.keys = a.k.w;
+    args.k_n = a.k.sn != 0, args.k_g = a.k.sg != 0, args.v_n = a.v.sn != 0, args.v_g = a.v.sg != 0;
+    args.factor = a.scale * 1.4426950408889634f;
+    void (*kernel)(const attention_args) = attention_kernel<D, GROUPS>;
+    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES);
+    if (e != cudaSuccess) return e;
+    return start(order, kernel, dim3(cu_ceil_div(a.q.w, S::QUERIES), a.heads, a.out.g * a.out.n), S::THREADS, S::BYTES,
+                 args);
+}
+
+} // namespace
+
+/* Many queries a block where there are enough blocks all the same. */
+cudaError_t cu_wgmma_attention(cu_order order, const cu_attention_args *a, void *encode_map) {
+    const int d = a->q.c / a->heads, all = a->heads * a->out.g * a->out.n;
+    if (d == 40 && cu_ceil_div(a->q.w, 192) * all >= 64) return launch<40, 3>(order, *a, encode_map);
+    if (d == 40) return launch<40, 1>(order, *a, encode_map);
+    if (d == 80 && cu_ceil_div(a->q.w, 128) * all >= 64) return launch<80, 2>(order, *a, encode_map);
+    if (d == 80) return launch<80, 1>(order, *a, encode_map);
+    return launch<160, 1>(order, *a, encode_map);
+}

@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: MIT
+ * The index arithmetic of the Hopper product kernels, run on the host: for every tile, what the copy engine would put
+ * into shared memory, what the matrix unit would read there by its descriptors, and where the sums end. Small whole
+ * numbers, so that the result has to equal a plain convolution exactly. */
+#include "fixture.h"
+
+#ifdef LW_HAVE_CUDA
+#include "base/base.h"
+#include "cuda/tiles.h"
+
+typedef struct tile_size {
+    int32_t rows, columns;
+} tile_size;
+static const tile_size tiles[CU_N_WGMMA_TILES] = {
+#define X(index, groups, height, columns, blocks) [index] = {(groups) * (height)*64, columns},
+    CU_WGMMA_TILES(X)
+#undef X
+};
+
+typedef struct shape {
+    int32_t n, h, w, c, o, k, stride, pad; /* input; pad is above and left */
+    int32_t out_h, out_w;
+    bool geglu;
+} shape;
+
+/* ---- the hardware, as its manuals describe it. Memory counts in elements of 2 bytes, at the address ADDRESS. */
+
+enum { ADDRESS = 7 * 1024 };
+static const float garbage = 1e6f;
+
+/* A box of (dc, dx, dy, dn) from (c, x, y, n) on, zeros outside the tensor; every: steps in x and y. */
+static void copy_box(float *memory, uint32_t to, const float *from, const int64_t dims[4], const int64_t strides[4],
+                     const int32_t at[4], const int32_t box[4], const int32_t every[4]) {
+    int32_t row = 0;
+    for (int32_t n = 0; n < box[3]; n++)
+        for (int32_t y = 0; y < box[2]; y += every[2])
+            for (int32_t x = 0; x < box[1]; x += every[1], row++)
+                for (int32_t c = 0; c < box[0]; c++) {
+                    int64_t p[4] = {at[0] + c, at[1] + x, at[2] + y, at[3] + n}, index = 0;
+                    bool inside = true;
+                    for (int i = 0; i < 4; i++) {
+                        inside = inside && p[i] >= 0 && p[i] < dims[i];
+                        index += p[i] * strides[i];
+                    }
+                    memory[(cu_swizzle(to + (uint32_t)row * 128 + (uint32_t)c * 2) - ADDRESS) / 2] =
+                        inside ? from[index] : 0;
+                }
+}
+
+/* Value k (0..15) of row r of an operand: address and group distance from the descriptor, then the swizzle. */
+static float operand_at(const float *memory, uint64_t descriptor, int32_t r, int32_t k) {
+    uint32_t start = (uint32_t)(descriptor & 0x3fff) << 4, group = (uint32_t)(descriptor >> 32 & 0x3fff) << 4;
+    assert_int_equal(descriptor >> 62, 1);
+    uint32_t linear = start + (uint32_t)(r / 8) * group + (uint32_t)(r % 8) * 128 + (uint32_t)k * 2;
+    return memory[(cu_swizzle(linear) - ADDRESS) / 2];
+}
+
+/* ---- the kernel's walk */
+
+typedef struct rig {
+    const shape *s;
+    cu_product_args a;
+    cu_tiling t;
+    tile_size size;
+    bool flat;
+    float *in, *weights, *memory, *sums;
+    int32_t *written;
+    double *out;
+} rig;
+
+static void load_step(rig *r, cu_place origin, int32_t column_tile, int32_t step) {
+    const shape *s = r->s;
+    const cu_tiling *t = &r->t;
+    cu_step at = cu_step_at(t, origin, step);
+    int64_t w = r->flat ? t->w : s->w, h = r->flat ? 1 : s->h, n = t->n;
+    const int64_t dims[4] = {s->c, w, h, n}, strides[4] = {1, s->c, s->c * w, s->c * w * h};
+    const int32_t from[4] = {at.c, at.x, at.y, origin.n},
+                  box[4] = {CU_CHUNK, t->bw * s->stride, t->bh * s->stride, t->bn},
+                  every[4] = {1, s->stride, s->stride, 1};
+    for (int32_t i = 0; i < 4; i++) assert_in_range(box[i], 1, CU_BOX_LIMIT);
+    copy_box(r->memory, ADDRESS, r->in, dims, strides, from, box, every);
+    const int64_t taps = s->k * s->k, w_dims[4] = {s->c, taps, r->a.n_rows, 1},
+                  w_strides[4] = {1, s->c, s->c * taps, 0};
+    const int32_t gates = s->geglu ? s->o : 0, pieces = gates ? 2 : 1, ones[4] = {1, 1, 1, 1};
+    for (int32_t i = 0; i < pieces; i++) {
+        const int32_t w_from[4] = {at.c, at.tap, cu_weight_row(column_tile, r->size.columns, gates, i), 0},
+                      w_box[4] = {CU_CHUNK, 1, r->size.columns / pieces, 1};
+        copy_box(r->memory, ADDRESS + (uint32_t)(r->size.rows + i * r->size.columns / 2) * 128, r->weights, w_dims,
+                 w_strides, w_from, w_box, ones);
+    }
+}
+
+static void multiply_step(rig *r) {
+    for (int32_t m = 0; m < r->size.rows / 64; m++)
+        for (int32_t part = 0; part < CU_CHUNK / 16; part++) {
+            uint64_t a = cu_operand(ADDRESS + (uint32_t)m * 64 * CU_CHUNK_BYTES) + 2 * (uint64_t)part,
+                     b = cu_operand(ADDRESS + (uint32_t)r->size.rows * CU_CHUNK_BYTES) + 2 * (uint64_t)part;
+            for (int32_t thread = 0; thread < 128; thread++)
+                for (int32_t v = 0; v < r->size.columns / 2; v++) {
+                    int32_t row = cu_sum_row(thread, v), col = cu_sum_column(thread, v);
+                    float *sum = &r->sums[(m * 64 + row) * r->size.columns + col];
+                    for (int32_t k = 0; k < 16; k++)
+                        *sum += operand_at(r->memory, a, row, k) * operand_at(r->memory, b, col, k);
+                }
+        }
+}
+
+static void finish(rig *r, cu_place origin, int32_t column_tile) {
+    int32_t wide = r->s->geglu ? r->size.columns / 2 : r->size.columns;
+    for (int32_t row = 0; row < r->size.rows; row++) {
+        int32_t pixel = cu_tile_pixel(&r->t, origin, row);
+        for (int32_t col = 0; col < wide && pixel >= 0; col++) {
+            int32_t c = column_tile * wide + col;
+            if (c >= r->s->o) continue;
+            const float *sums = r->sums + row * r->size.columns + col;
+            int64_t at = (int64_t)pixel * r->s->o + c;
+            r->out[at] = r->s->geglu ? sums[0] * 1000.0 + sums[wide] : sums[0];
+            r->written[at]++;
+        }
+    }
+}
+
+static double plain(const rig *r, int64_t pixel, int32_t o) {
+    const shape *s = r->s;
+    int64_t n = pixel / (s->out_h * s->out_w), y = pixel / s->out_w % s->out_h, x = pixel % s->out_w;
+    double sum = 0;
+    for (int32_t ky = 0; ky < s->k; ky++)
+        for (int32_t kx = 0; kx < s->k; kx++) {
+            int64_t iy = y * s->stride - s->pad + ky, ix = x * s->stride - s->pad + kx;
+            if (iy < 0 || iy >= s->h || ix < 0 || ix >= s->w) continue;
+            for (int32_t c = 0; c < s->c; c++)
+                sum += (double)r->in[((n * s->h + iy) * s->w + ix) * s->c + c] *
+                       (double)r->weights[((int64_t)o * s->k * s->k + ky * s->k + kx) * s->c + c];
+        }
+    return sum;
+}
+
+static float *whole_numbers(int64_t n, uint32_t seed) {
+    float *v = lw_alloc((size_t)n, sizeof *v);
+    assert_non_null(v);
+    for (int64_t i = 0; i < n; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        v[i] = (float)((int32_t)(seed >> 24) % 7 - 3);
+    }
+    return v;
+}
+
+static void check(const shape *s, int32_t tile, int32_t splits) {
+    rig r = {.s = s, .size = tiles[tile]};
+    const int32_t rows = s->geglu ? 2 * s->o : s->o;
+    const int64_t pixels = (int64_t)s->n * s->out_h * s->out_w, total = pixels * s->o;
+    r.a = (cu_product_args){.in = {.half = 1,
+                                   .g = 1,
+                                   .n = s->n,
+                                   .h = s->h,
+                                   .w = s->w,
+                                   .c = s->c,
+                                   .sw = s->c,
+                                   .sh = (int64_t)s->c * s->w,
+                                   .sn = (int64_t)s->c * s->w * s->h},
+                            .out = {.half = 1, .g = 1, .n = s->n, .h = s->out_h, .w = s->out_w, .c = s->o},
+                            .n_rows = rows,
+                            .kh = s->k,
+                            .kw = s->k,
+                            .stride = s->stride,
+                            .pad_top = s->pad,
+                            .pad_left = s->pad};
+    r.flat = cu_wgmma_tiling(&r.t, &r.a, r.size.rows);
+    assert_int_equal(r.flat, s->k == 1 && s->stride == 1);
+    assert_in_range(r.t.bw * r.t.bh * r.t.bn, 1, r.size.rows);
+    const int64_t stage = (int64_t)(r.size.rows + r.size.columns) * CU_CHUNK;
+    r.in = whole_numbers((int64_t)s->n * s->h * s->w * s->c, 1);
+    r.weights = whole_numbers((int64_t)rows * s->k * s->k * s->c, 2);
+    r.memory = lw_alloc((size_t)stage, sizeof *r.memory);
+    r.sums = lw_alloc((size_t)r.size.rows * (size_t)r.size.columns, sizeof *r.sums);
+    r.out = lw_alloc((size_t)total, sizeof *r.out);
+    r.written = lw_alloc((size_t)total, sizeof *r.written);
+    const int32_t wide = s->geglu ? r.size.columns / 2 : r.size.columns;
+    for (int32_t p = 0; p < r.t.tiles; p++)
+        for (int32_t c = 0; c < cu_ceil_div(s->o, wide); c++) {
+            cu_place origin = cu_tile_origin(&r.t, p);
+            memset(r.sums, 0, (size_t)r.size.rows * (size_t)r.size.columns * sizeof *r.sums);
+            for (int64_t i = 0; i < stage; i++) r.memory[i] = garbage; /* of rows that no pixel has */
+            for (int32_t part = 0; part < splits; part++)
+                for (int32_t i = cu_part_begin(r.t.steps, part, splits); i < cu_part_begin(r.t.steps, part + 1, splits);
+                     i++) {
+                    load_step(&r, origin, c, i);
+                    multiply_step(&r);
+                }
+            finish(&r, origin, c);
+        }
+    for (int64_t i = 0; i < total; i++) {
+        int32_t o = (int32_t)(i % s->o);
+        double want = plain(&r, i / s->o, o);
+        if (s->geglu) want = want * 1000 + plain(&r, i / s->o, o + s->o);
+        if (r.written[i] != 1 || r.out[i] != want)
+            fail_msg("%dx%dx%dx%d k%d s%d -> %d, tile %d: pixel %lld channel %d: %g, not %g, written %d times", s->n,
+                     s->h, s->w, s->c, s->k, s->stride, s->o, tile, (long long)(i / s->o), o, r.out[i], want,
+                     r.written[i]);
+    }
+    lw_free(r.in);
+    lw_free(r.weights);
+    lw_free(r.memory);
+    lw_free(r.sums);
+    lw_free(r.out);
+    lw_free(r.written);
+}
+
+/* Shapes like the networks', small in what does not matter: odd pictures, cut tiles, channels that are no multiple of a
+ * chunk, padding above alone, both strides, matrices, and two halves. */
+static void every_tile_is_a_convolution(void **state) {
+    (void)state;
+    static const shape shapes[] = {
+        {2, 6, 4, 72, 72, 3, 1, 1, 6, 4, false},  {2, 12, 8, 8, 40, 3, 1, 1, 12, 8, false},
+        {1, 5, 33, 64, 8, 3, 1, 1, 5, 33, false}, {2, 8, 12, 16, 16, 3, 2, 1, 4, 6, false},
+        {1, 9, 14, 24, 16, 3, 2, 0, 4, 7, false}, {1, 1, 150, 136, 72, 1, 1, 0, 1, 150, false},
+        {2, 3, 7, 64, 24, 1, 1, 0, 3, 7, false},  {1, 1, 70, 40, 104, 1, 1, 0, 1, 70, true},
+        {3, 4, 4, 16, 8, 1, 2, 0, 2, 2, false},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int32_t tile = 0; tile < CU_N_WGMMA_TILES; tile++) check(&shapes[i], tile, i % 2 ? 1 : 2);
+}
+
+/* The boxes that the networks' pictures get fill their tiles as well as their sizes allow. */
+static void boxes_fill_tiles(void **state) {
+    (void)state;
+    static const struct {
+        int32_t w, h, n, bm, tiles;
+    } cases[] = {{32, 48, 2, 128, 24}, {32, 48, 2, 192, 16}, {16, 24, 2, 128, 6},    {16, 24, 2, 192, 4},
+                 {8, 12, 2, 192, 1},   {8, 12, 2, 64, 3},    {4, 6, 2, 64, 1},       {64, 64, 2, 128, 64},
+                 {64, 64, 2, 256, 32}, {8, 8, 2, 128, 1},    {256, 384, 1, 128, 768}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        cu_tiling t = {.w = cases[i].w, .h = cases[i].h, .n = cases[i].n, .stride = 1};
+        cu_choose_box(&t, cases[i].bm);
+        if (t.tiles != cases[i].tiles)
+            fail_msg("%dx%dx%d by %d: %d tiles of %dx%dx%d, not %d", t.w, t.h, t.n, cases[i].bm, t.tiles, t.bw, t.bh,
+                     t.bn, cases[i].tiles);
+    }
+}
+
+/* A warp group's threads hold each of its sums once. */
+static void sums_are_a_bijection(void **state) {
+    (void)state;
+    for (int32_t columns = 64; columns <= 256; columns += 32) {
+        unsigned char seen[64 * 256] = {0};
+        for (int32_t thread = 0; thread < 128; thread++)
+            for (int32_t v = 0; v < columns / 2; v++) {
+                int32_t row = cu_sum_row(thread, v), col = cu_sum_column(thread, v);
+                assert_in_range(row, 0, 63);
+                assert_in_range(col, 0, columns - 1);
+                assert_int_equal(seen[row * 256 + col]++, 0);
+            }
+    }
+}
+#endif
+
+int main(void) {
+#ifdef LW_HAVE_CUDA
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_tile_is_a_convolution),
+                                       cmocka_unit_test(boxes_fill_tiles), cmocka_unit_test(sums_are_a_bijection)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+#else
+    puts("this build has no CUDA");
+    return 0;
+#endif
+}
