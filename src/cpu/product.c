@@ -95,8 +95,9 @@ void lw_panel_finish(const lw_panel_epilogue *e, int32_t g, int32_t j, float *ad
                      .residual_sw = p->epi.residual.sw,
                      .sh = p->out.sh,
                      .sw = p->out.sw};
-    for (int32_t l = 0; l < panel; l++) addend[l] = e->bias ? e->bias[j * panel + l] : 0;
-    for (int32_t l = 0; more && l < f->c; l++) addend[l] += more[lw_view_index(&p->epi.addend, g, 0, 0, 0) + first + l];
+    if (more) more += lw_view_index(&p->epi.addend, g, 0, 0, 0) + first;
+    for (int32_t l = 0; l < panel; l++)
+        addend[l] = (e->bias ? e->bias[j * panel + l] : 0) + (more && l < f->c ? more[l] : 0);
 }
 
 bool lw_panel_supports(const lw_product_args *p) {

@@ -6,7 +6,7 @@
  * usage: cpu_onednn SECONDS [processor-time] < shapes    (OMP_NUM_THREADS set)
  * in:    conv COUNT BATCH IN HEIGHT WIDTH OUT KERNEL STRIDE   or   product COUNT BATCH ROWS DEPTH COLUMNS TRANSPOSED
  * out:   the same line, then milliseconds of one and the implementation's name
- * build: cc -O2 -fopenmp cpu_onednn.c -ldnnl    (2.6 or 2.7; its header makes gcc warn of over-reading)
+ * build: cc -O2 -fopenmp -w cpu_onednn.c -ldnnl    (2.6 or 2.7; its header makes gcc warn of over-reading) */
 #include <dnnl.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -14,23 +14,52 @@ CHUNK = 48
 FIRST_SEED = 1_000_000  # smaller seeds are kept for the evaluation
 # Squares as often as the two others together.
 PATTERN = [0, 1, 0, 2]
-TRUE, FALSE = 2, 2  # captions a scene: of itself, and of the same things in other colours
+CAPTIONS = 3  # a scene
+ITEMS = 24  # ids a scene may have, 0 among them
+UNSURE = 255
+
+
+def tokens_of(marked, tokenizer):
+    """A marked caption's tokens, and at which of them each item's name ends (0: not named): row 0 is no item, but the
+    caption's end, where the text that has no item (time, place) is summed up."""
+    text, ends = scenes.nouns(marked)
+    at = np.zeros(ITEMS, np.uint8)
+    for i, end in ends.items():
+        at[i] = length_of(text[:end], tokenizer) - 1
+    at[0] = length_of(text, tokenizer)
+    at[at >= bpe.LENGTH - 1] = 0
+    return tokenizer(text), at
+
+
+def length_of(text, tokenizer):
+    return 1 + sum(len(tokenizer.word(w)) for w in bpe.words_of(text))
+
+
+def cells(ids):
+    """The item that fills at least half of a latent's 8x8 pixels, 0 where there is none at all, else UNSURE."""
+    h, w = ids.shape
+    ids = ids.reshape(h // 8, 8, w // 8, 8)
+    out = np.where((ids == 0).all((1, 3)), 0, UNSURE).astype(np.uint8)
+    for i in range(1, min(ITEMS, int(ids.max()) + 1)):
+        out[(ids == i).sum((1, 3)) >= 32] = i
+    return out
 
 
 def draw_chunk(number, tokenizer):
+    """images, tokens of CAPTIONS captions each, where they name what (tokens_of), and what is where (cells)."""
     size = scenes.SIZES[PATTERN[number % 4]]
     images = np.empty((CHUNK, *size, 3), np.uint8)
-    tokens = np.empty((CHUNK, TRUE + FALSE, bpe.LENGTH), np.int16)
+    tokens = np.empty((CHUNK, CAPTIONS, bpe.LENGTH), np.int16)
+    named = np.empty((CHUNK, CAPTIONS, ITEMS), np.uint8)
+    where = np.empty((CHUNK, size[0] // 8, size[1] // 8), np.uint8)
     for k in range(CHUNK):
         seed = FIRST_SEED + number * CHUNK + k
         sc = scenes.scene(seed, size)
         rng = np.random.Generator(np.random.PCG64([seed, 1]))
-        images[k] = sc.image
-        for j in range(TRUE):
-            tokens[k, j] = tokenizer(scenes.caption(sc, rng))
-        for j in range(FALSE):
-            tokens[k, TRUE + j] = tokenizer(scenes.caption(sc, rng, *scenes.recolour(sc, rng)))
-    return images, tokens
+        images[k], where[k] = sc.image, cells(sc.ids)
+        for j in range(CAPTIONS):
+            tokens[k, j], named[k, j] = tokens_of(scenes.marked_caption(sc, rng), tokenizer)
+    return images, tokens, named, where
 
 
 def artist(first, step, folder, merges, ready, stop):
@@ -38,9 +67,8 @@ def artist(first, step, folder, merges, ready, stop):
     tokenizer = bpe.Tokenizer(merges)
     number = first
     while not stop.is_set():
-        images, tokens = draw_chunk(number, tokenizer)
         path = os.path.join(folder, f"{number}.npz")
-        np.savez(path, images=images, tokens=tokens)
+        np.savez(path, *draw_chunk(number, tokenizer))
         while not stop.is_set():
             try:
                 ready.put((number, path), timeout=1)
@@ -61,13 +89,13 @@ class Farm:
             w.start()
 
     def get(self, wait):
-        """(size's index, images, tokens) or None."""
+        """(size's index, what draw_chunk gives) or None."""
         try:
             number, path = self.ready.get(timeout=600) if wait else self.ready.get_nowait()
         except queue.Empty:
             return None
         with np.load(path) as z:
-            out = PATTERN[number % 4], torch.from_numpy(z["images"]), torch.from_numpy(z["tokens"])
+            out = PATTERN[number % 4], *(torch.from_numpy(z[k]) for k in z.files)
         os.unlink(path)
         return out
 
@@ -98,6 +126,21 @@ class Ring:
     def pick(self, n):
         i = torch.randint(self.count, (n,), device=self.rows[0].device)
         return [r[i] for r in self.rows]
+
+
+def cut(size, rows, scales):
+    """The same random square of each row's tensors: size latents wide, which are scale steps each in a tensor; all, if
+    a side is not longer."""
+    n, dev = rows[0].shape[0], rows[0].device
+    h, w = rows[0].shape[-2] // scales[0], rows[0].shape[-1] // scales[0]
+    y, x = (torch.randint(max(side - size, 0) + 1, (n, 1), device=dev) for side in (h, w))
+    out = []
+    for r, s in zip(rows, scales):
+        ys = (y * s + torch.arange(min(size, h) * s, device=dev))[:, :, None]
+        xs = (x * s + torch.arange(min(size, w) * s, device=dev))[:, None, :]
+        row = torch.arange(n, device=dev)[:, None, None]
+        out.append(r[row, ys, xs] if r.ndim == 3 else r.permute(0, 2, 3, 1)[row, ys, xs].permute(0, 3, 1, 2))
+    return out
 
 
 def edge_maps(images):

@@ -11,7 +11,7 @@ def canny(images, low=100, high=200):
     dev = images.device
     low = torch.as_tensor(low, device=dev).to(torch.int32).expand(n).view(n, 1, 1)
     high = torch.as_tensor(high, device=dev).to(torch.int32).expand(n).view(n, 1, 1)
-    x = images.permute(0, 3, 1, 2).float()
+    x = images.permute(0, 3, 1, 2).float().contiguous()
     p = F.pad(x, (1, 1, 1, 1), mode="replicate")
     # Floats hold these sums exactly.
     sy = p[:, :, :-2] + 2 * p[:, :, 1:-1] + p[:, :, 2:]
@@ -30,7 +30,7 @@ def canny(images, low=100, high=200):
     def at(i, j):
         return m[:, 1 + i:1 + i + h, 1 + j:1 + j + w]
 
-    ax, ay = bx.abs().long(), by.abs().long() << 15
+    ax, ay = bx.abs(), by.abs() << 15  # at most 1020: the sums below stay in 32 bits
     flat = ay < ax * TG22
     steep = ay > ax * TG22 + (ax << 16)
     keep_flat = (best > at(0, -1)) & (best >= at(0, 1))
@@ -42,27 +42,24 @@ def canny(images, low=100, high=200):
 
 
 def grow(strong, weak):
-    """The weak pixels that a chain of weak neighbours joins to a strong one. Works on the list of weak pixels: they are
-    few, and a chain can be as long as the picture is wide."""
+    """The weak pixels that a chain of weak neighbours joins to a strong one. Works on the list of those just reached:
+    they are few, and a chain can be as long as the picture is wide."""
     n, h, w = weak.shape
-    padded = F.pad(weak, (1, 1, 1, 1)).flatten()
-    where = padded.nonzero()[:, 0]
-    count = where.numel()
-    number = torch.full((padded.numel(),), count, device=weak.device)
-    number[where] = torch.arange(count, device=weak.device)
     row = w + 2
     around = torch.tensor([-row - 1, -row, -row + 1, -1, 1, row - 1, row, row + 1], device=weak.device)
-    neighbours = number[where[:, None] + around]
-    reached = torch.zeros(count + 1, dtype=torch.bool, device=weak.device)
-    reached[:count] = F.pad(strong, (1, 1, 1, 1)).flatten()[where]
-    while True:
-        before = reached
-        for _ in range(32):
-            reached = F.pad(reached[neighbours].any(1) | reached[:count], (0, 1))
-        if torch.equal(before, reached):
-            break
-    out = torch.zeros_like(padded)
-    out[where] = reached[:count]
+    out = F.pad(strong, (1, 1, 1, 1)).flatten()
+    left = F.pad(weak & ~strong, (1, 1, 1, 1)).flatten()
+    owner = torch.empty(left.numel(), dtype=torch.long, device=weak.device)
+    front = out.nonzero()[:, 0]
+    while front.numel():
+        front = (front[:, None] + around).flatten()
+        front = front[left[front]]
+        # A pixel with several neighbours in the front is in the list as often: one stays.
+        number = torch.arange(front.numel(), device=weak.device)
+        owner[front] = number
+        front = front[owner[front] == number]
+        left[front] = False
+        out[front] = True
     return out.view(n, h + 2, w + 2)[:, 1:-1, 1:-1]
 
 

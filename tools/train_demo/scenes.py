@@ -1070,9 +1070,28 @@ LEADS = ["", "", "", "", "", "a drawing of ", "a picture of ", "an illustration 
 TAGS = "bright colors, clean lines"
 
 
+MARK = 0xE000  # the first private character: MARK + id ends the phrase that names an item
+
+
 def caption(sc, rng, colours=None, time=None, plain=False):
     """plain: names every thing, as the evaluation needs; else some are left out, as people do.
     colours: {id: colour} instead of the scene's own."""
+    return nouns(marked_caption(sc, rng, colours, time, plain))[0]
+
+
+def nouns(marked):
+    """The caption without marks, and where in it each item's name ends: {id: characters before}."""
+    text, ends = [], {}
+    for c in marked:
+        if ord(c) >= MARK:
+            ends[ord(c) - MARK] = len(text)
+        else:
+            text.append(c)
+    return "".join(text), ends
+
+
+def marked_caption(sc, rng, colours=None, time=None, plain=False):
+    mark = lambda i: chr(MARK + i["id"])
     colours = colours or {}
     things, parts, backs = [], {}, {}
     for i in sc.items:
@@ -1080,18 +1099,17 @@ def caption(sc, rng, colours=None, time=None, plain=False):
             continue
         c = colours.get(i["id"], i["colour"])
         if i["part_of"]:
-            parts[i["part_of"]] = f" with a {c} {i['kind']}" if c[0] not in "aeiou" else f" with an {c} {i['kind']}"
-            if i["count"] > 1:
-                parts[i["part_of"]] = f" with {c} {i['kind']}s"
+            words = f"{c} {i['kind']}"
+            parts[i["part_of"]] = " with " + (words + "s" if i["count"] > 1 else article(words)) + mark(i)
         elif i["kind"] in ("table", "background", "ground", "wall"):
-            backs[i["kind"]] = article(f"{c} {i['kind']}")
+            backs[i["kind"]] = article(f"{c} {i['kind']}") + mark(i)
         elif plain or rng.random() > .1:
             things.append((i, c))
     order = rng.permutation(len(things))
     words = []
     for k in order:
         i, c = things[k]
-        text = phrase_of(i, rng, not plain, c)
+        text = phrase_of(i, rng, not plain, c) + mark(i)
         if i["kind"] in parts and (plain or rng.random() < .9):
             text += parts[i["kind"]]
         words.append(text)
