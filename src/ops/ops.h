@@ -241,6 +241,7 @@ typedef struct lw_program {
     lw_arena *arena;
     lw_params *params;
     lw_dtype act; /* dtype of activations */
+    bool exact;   /* no tactic may round below it */
     const char *name;
     int32_t n_ops, cap_ops, n_buffers, cap_buffers;
     lw_op *ops;

@@ -200,7 +200,7 @@ static void check_winograd(const lw_kernels *k) {
             want[i] += (double)in[((i / wide / 4 + t % 9 / 3) * 6 + i / wide % 4 + t % 3) * C + t / 9] *
                        (double)g[t * wide + i % wide];
     k->wino_input(d, C, v, STRIDE);
-    k->wino_weights(g, C, u, STRIDE);
+    k->wino_weights(g, false, C, u, STRIDE);
     for (int i = 0; i < 36; i++) k->multiply(v + i * STRIDE, C, 1, u + i * STRIDE, C, false, m + i * STRIDE, wide, u);
     got[16 * wide] = NAN;
     k->wino_output(m, STRIDE, got);
