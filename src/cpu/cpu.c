@@ -49,8 +49,8 @@ static void describe(lw_backend *b, bool references_only) {
     const char *library = "references";
     (void)references_only;
 #endif
-    snprintf(b->description, sizeof b->description, "CPU (%s, %s), %d thread%s", library, features, b->threads,
-             b->threads == 1 ? "" : "s");
+    snprintf(b->description, sizeof b->description, "CPU (%s, %s)%s, %d thread%s", library, features,
+             b->precision == LW_PRECISION_BF16 ? ", bf16" : "", b->threads, b->threads == 1 ? "" : "s");
 }
 
 lw_status lw_cpu_open(lw_backend **out, const lw_cpu_params *params, lw_error *err) {

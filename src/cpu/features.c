@@ -27,5 +27,5 @@ void lw_cpu_features(char *text, size_t n) {
 #if defined(__x86_64__)
     vnni = __builtin_cpu_supports("avx512vnni");
 #endif
-    snprintf(text, n, "%s%s%s", lw_cpu_kernels()->name, vnni ? " vnni" : "", lw_cpu_kernels_bf16() ? " bf16" : "");
+    snprintf(text, n, "%s%s", lw_cpu_kernels()->name, vnni ? " vnni" : "");
 }
