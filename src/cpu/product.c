@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * Our own products over channels (linear, 1x1 convolution), fp32 or bf16: panels of columns against bands of rows, the whole
- * epilogue on the sums while they are in the first-level cache. Cut by the shape alone; each row's bits do not depend
- * on what is computed beside it. */
+ * Our own products over channels (linear, 1x1 convolution), fp32 or bf16: panels of columns against bands of rows, the
+ * whole epilogue on the sums while they are in the first-level cache. Cut by the shape alone; each row's bits do not
+ * depend on what is computed beside it. */
 #include "cpu/product.h"
 
 #include <stdio.h>
@@ -35,8 +35,7 @@ static lw_status fill(const void *user, const float *logical, const int64_t d[4]
     for (int64_t j = 0; j < panels_of(u, d[0]); j++) {
         for (int32_t l = 0; l < wide; l++) outputs[l] = output_of(u, d[0], j, l);
         for (int64_t k = 0; k < each; k++) {
-            int64_t at = windows ? k : k % d[1] * taps + k / d[1],
-                    to = (j * each + k / pair * pair) * wide + k % pair;
+            int64_t at = windows ? k : k % d[1] * taps + k / d[1], to = (j * each + k / pair * pair) * wide + k % pair;
             for (int32_t l = 0; l < wide; l++) row[l] = outputs[l] < 0 ? 0 : logical[outputs[l] * each + at];
             if (u->values == LW_PANELS_F32) memcpy((float *)dst + to, row, (size_t)wide * sizeof *row);
             else
@@ -48,12 +47,16 @@ static lw_status fill(const void *user, const float *logical, const int64_t d[4]
 
 lw_status lw_panels_request(lw_params *params, lw_param w, lw_panels kind, lw_panel_values values, int32_t *pack,
                             lw_error *err) {
-    static const char *const names[] = {"windows", "channels", "geglu"}, *const suffixes[] = {"", "_bf16", "_bf16_pairs"};
+    static const char *const names[] = {"windows", "channels", "geglu"}, *const suffixes[] = {"", "_bf16",
+                                                                                              "_bf16_pairs"};
     panels user = {.width = lw_cpu_kernels()->width, .kind = kind, .values = values};
     int64_t d[4];
     lw_param_dims(params, w, d);
     size_t n = (size_t)(panels_of(&user, d[0]) * 2 * user.width * d[1] * d[2] * d[3]);
-    lw_form form = {.bytes = n * (values == LW_PANELS_F32 ? sizeof(float) : sizeof(uint16_t)), .fill = fill, .user = &user, .user_bytes = sizeof user};
+    lw_form form = {.bytes = n * (values == LW_PANELS_F32 ? sizeof(float) : sizeof(uint16_t)),
+                    .fill = fill,
+                    .user = &user,
+                    .user_bytes = sizeof user};
     snprintf(form.key, sizeof form.key, "panels_%d_%s%s", 2 * user.width, names[kind], suffixes[values]);
     return lw_pack_request(params, w, &form, pack, err);
 }
@@ -367,9 +370,11 @@ WINDOW(window, supports_window);
 WINDOW(window_rest, supports_window_rest);
 static const lw_tactic linear = {"linear_fp32", LW_OP_LINEAR, TAKES, supports, prepare, run, release},
                        conv1x1 = {"conv2d_1x1_fp32", LW_OP_CONV2D, TAKES, supports, prepare, run, release};
-static const lw_tactic
-    linear_bf16 = {"linear_bf16", LW_OP_LINEAR, TAKES | LW_TAKES_ROUNDING, supports_bf16, prepare_bf16, run, release},
-    conv_bf16 = {"conv2d_bf16", LW_OP_CONV2D, TAKES | LW_TAKES_ROUNDING, supports_bf16, prepare_bf16, run, release};
+static const lw_tactic linear_bf16 = {"linear_bf16", LW_OP_LINEAR, TAKES | LW_TAKES_ROUNDING,
+                                      supports_bf16, prepare_bf16, run,
+                                      release},
+                       conv_bf16 = {"conv2d_bf16", LW_OP_CONV2D, TAKES | LW_TAKES_ROUNDING, supports_bf16, prepare_bf16,
+                                    run,           release};
 const lw_tactic *const lw_cpu_bf16_tactics[] = {&linear_bf16, &lw_cpu_winograd_bf16, &conv_bf16, &lw_cpu_attention_bf16,
                                                 NULL};
 const lw_tactic *const lw_cpu_product_tactics[] = {&linear, &conv1x1, &lw_cpu_winograd, &window, NULL};

@@ -11,7 +11,8 @@
 
 /* The pack of w, [O][I][kh][kw], as panels of 2 * width outputs, zeros behind the last one: [panel][kh * kw][I][2 *
  * width], or [panel][I][kh * kw][2 * width], or a panel is `width` values and their gates. A vector is of I = 1. Values
- * are floats, bf16 one by one, or the words of a multiply of bf16: [2 * width][2] of every two that follow each other. */
+ * are floats, bf16 one by one, or the words of a multiply of bf16: [2 * width][2] of every two that follow each other.
+ */
 typedef enum lw_panels { LW_PANELS_WINDOWS, LW_PANELS_CHANNELS, LW_PANELS_GEGLU } lw_panels;
 typedef enum lw_panel_values { LW_PANELS_F32, LW_PANELS_BF16, LW_PANELS_BF16_PAIRS } lw_panel_values;
 lw_status lw_panels_request(lw_params *params, lw_param w, lw_panels kind, lw_panel_values values, int32_t *pack,

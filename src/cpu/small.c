@@ -322,7 +322,11 @@ static const lw_tactic combine = {"combine_fp32", LW_OP_COMBINE, LW_TAKES_ALL, c
                                   no_state,       run_combine,   release};
 static const lw_tactic attention = {"attention_fp32",  LW_OP_ATTENTION, LW_TAKES_ALL, attention_supports,
                                     attention_prepare, run_attention,   release};
-const lw_tactic lw_cpu_attention_bf16 = {
-    "attention_bf16",   LW_OP_ATTENTION, LW_TAKES_ALL | LW_TAKES_ROUNDING, attention_supports_bf16, attention_prepare_bf16,
-    run_attention_bf16, release};
+const lw_tactic lw_cpu_attention_bf16 = {"attention_bf16",
+                                         LW_OP_ATTENTION,
+                                         LW_TAKES_ALL | LW_TAKES_ROUNDING,
+                                         attention_supports_bf16,
+                                         attention_prepare_bf16,
+                                         run_attention_bf16,
+                                         release};
 const lw_tactic *const lw_cpu_small_tactics[] = {&stats, &apply, &combine, &attention, NULL};

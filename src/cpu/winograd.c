@@ -92,10 +92,9 @@ static lw_status prepare_with(bool bf16, lw_backend *backend, lw_params *params,
     s->bias = -1;
     s->bf16 = bf16;
     *workspace_bytes = (size_t)(s->s.zeros + s->s.depth) * sizeof(float);
-    LW_TRY(lw_panels_request(params, p->w, LW_PANELS_WINDOWS, bf16 ? LW_PANELS_BF16 : LW_PANELS_F32, &s->weights,
-                             err));
+    LW_TRY(lw_panels_request(params, p->w, LW_PANELS_WINDOWS, bf16 ? LW_PANELS_BF16 : LW_PANELS_F32, &s->weights, err));
     return lw_param_is(p->bias) ? lw_panels_request(params, p->bias, LW_PANELS_CHANNELS, LW_PANELS_F32, &s->bias, err)
-                                 : LW_OK;
+                                : LW_OK;
 }
 
 static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,

@@ -71,7 +71,7 @@ struct lw_backend {
     lw_precision precision;
     lw_dtype act; /* dtype of activations */
     int32_t threads;
-    lw_pool *pool;          /* of the host; NULL: one thread */
+    lw_pool *pool; /* of the host; NULL: one thread */
     char description[160];
     int64_t cache_bytes;             /* of the last cache before memory; 0: what the host's system says */
     const lw_tactic *const *tactics; /* by preference */

@@ -120,8 +120,8 @@ typedef struct verdict {
     lw_error err;
 } verdict;
 
-static void judge(const ck_op *op, const lw_tactic *t, const ck_outputs *truth, const ck_outputs *naive, const ck_outputs *v,
-                  verdict *out) {
+static void judge(const ck_op *op, const lw_tactic *t, const ck_outputs *truth, const ck_outputs *naive,
+                  const ck_outputs *v, verdict *out) {
     for (int32_t i = 0; i < v->n && out->status == LW_OK; i++) {
         lw_dtype dtype = v->view[i].dtype;
         errors e, base = {0};

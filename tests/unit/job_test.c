@@ -27,9 +27,7 @@ static lw_engine *open_precise(const char *model, int threads, lw_precision prec
     return engine;
 }
 
-static lw_engine *open_model(const char *model, int threads) {
-    return open_precise(model, threads, LW_PRECISION_AUTO);
-}
+static lw_engine *open_model(const char *model, int threads) { return open_precise(model, threads, LW_PRECISION_AUTO); }
 
 static const char tiny_model[] = LW_TEST_DATA "/tiny/model.safetensors",
                   demo_model[] = LW_SOURCE_DIR "/models/demo/model.safetensors";
@@ -517,8 +515,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_as_pytorch),        cmocka_unit_test(demo_as_pytorch),
         cmocka_unit_test(samplers_as_diffusers),  cmocka_unit_test(noise_is_the_generators),
-        cmocka_unit_test(prompts_are_joined),     cmocka_unit_test(same_bits), cmocka_unit_test(same_bits_in_bf16),
-        cmocka_unit_test(bf16_is_near),
+        cmocka_unit_test(prompts_are_joined),     cmocka_unit_test(same_bits),
+        cmocka_unit_test(same_bits_in_bf16),      cmocka_unit_test(bf16_is_near),
         cmocka_unit_test(cancels_leave_no_trace), cmocka_unit_test(bad_requests),
         cmocka_unit_test(estimate_is_right),
     };

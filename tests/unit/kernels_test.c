@@ -220,7 +220,8 @@ static void check_finish(const lw_kernels *k, lw_act act, int32_t c, bool residu
 /* One tile by Winograd against the sum it stands for. */
 static void check_winograd(const lw_kernels *k) {
     enum { MOST = 32, C = 2 * MOST, STRIDE = C * MOST };
-    static float in[36 * C], g[C * 9 * MOST], v[36 * STRIDE], u[36 * STRIDE], m[36 * STRIDE], got[16 * MOST + 1], rounded[C * 9 * MOST];
+    static float in[36 * C], g[C * 9 * MOST], v[36 * STRIDE], u[36 * STRIDE], m[36 * STRIDE], got[16 * MOST + 1],
+        rounded[C * 9 * MOST];
     static uint16_t half[C * 9 * MOST];
     double want[16 * MOST] = {0};
     const float *d[36];
