@@ -2,6 +2,9 @@ include(GNUInstallDirs)
 install(TARGETS linework linework_static LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(FILES include/linework.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 if(TARGET linework_cli)
+  # lib, lib64 or lib/TRIPLE, as the system has it
+  file(RELATIVE_PATH LW_BIN_TO_LIB ${CMAKE_INSTALL_FULL_BINDIR} ${CMAKE_INSTALL_FULL_LIBDIR})
+  set_target_properties(linework_cli PROPERTIES INSTALL_RPATH "$ORIGIN/${LW_BIN_TO_LIB}")
   install(TARGETS linework_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
   # The program writes its manual and its completion from its option tables.
   set(LW_MAN ${CMAKE_BINARY_DIR}/linework.1)

@@ -34,14 +34,22 @@ static void note(const lw_engine_params *params, const char *format, const char 
     if (params->log) params->log(params->user, LW_LOG_NOTE, text);
 }
 
-/* auto: the GPU where there is one that works, else the CPU; the log says which and why. */
+static bool cuda_expected(void) {
+#ifdef LW_HAVE_CUDA
+    return lw_cuda_expected();
+#else
+    return false;
+#endif
+}
+
+/* auto: the GPU where there is one that works, else the CPU; the log says why where a GPU was to be expected. */
 static lw_status open_backend(lw_backend **out, const lw_engine_params *params, lw_error *err) {
     lw_cpu_params cpu = {.threads = params->threads, .precision = params->precision};
     if (params->device == LW_DEVICE_CUDA) return open_cuda(out, params, err);
     if (params->device == LW_DEVICE_AUTO) {
         lw_error why;
         if (open_cuda(out, params, &why) == LW_OK) return LW_OK;
-        note(params, "running on the CPU: %s", why.message);
+        if (cuda_expected()) note(params, "running on the CPU: %s", why.message);
     }
     LW_TRY(lw_cpu_open(out, &cpu, err));
     return LW_OK;

@@ -265,6 +265,7 @@ void memory() {
 /* ---- transposed: V [64 keys][COLUMNS] in chunks of 64 columns, as attention has it, is B read along the keys: the first 16
  * rows of the sums are keys 16 step to 16 step + 15. What distance goes into which field? */
 
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 template <int COLUMNS> struct transposed_multiplier;
 template <> struct transposed_multiplier<40> {
     CU_DEVICE void add(float (&d)[20], uint64_t a, uint64_t b) {
@@ -292,6 +293,8 @@ template <> struct transposed_multiplier<80> {
                      : "l"(a), "l"(b));
     }
 };
+
+#endif
 
 enum { KEYS = 64, V_CHUNK = KEYS * 128 };
 

@@ -239,6 +239,11 @@ static void add_tactics(cu_backend *b, const lw_tactic *const *list) {
     for (; *list && b->base.n_tactics < CU_MAX_TACTICS; list++) b->tactics[b->base.n_tactics++] = *list;
 }
 
+bool lw_cuda_expected(void) {
+    int driver = 0;
+    return cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0;
+}
+
 static lw_status check_driver(int32_t index, lw_error *err) {
     int n = 0, driver = 0;
     char version[16];

@@ -20,6 +20,9 @@ typedef struct lw_cuda_params {
  * run. */
 lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error *err);
 
+/* Whether the machine has an NVIDIA driver, so that a user would expect its GPU to be used. */
+bool lw_cuda_expected(void);
+
 /* "13.0": the runtime this was built with; at most n bytes. */
 void lw_cuda_version(char *text, size_t n);
 

@@ -18,7 +18,7 @@ struct attention_args {
 };
 
 template <int D, int GROUPS> struct shape {
-    static const int CHUNKS = (D + CU_CHUNK - 1) / CU_CHUNK, STEPS = (D + 15) / 16;
+    static const int CHUNKS = (D + CU_CHUNK - 1) / CU_CHUNK;
     static const int QUERIES = 64 * GROUPS, KEYS = D > 80 ? 64 : 128, STAGES = 2;
     static const int Q_CHUNK = QUERIES * CU_CHUNK_BYTES, CHUNK = KEYS * CU_CHUNK_BYTES;
     static const int Q_BYTES = CHUNKS * Q_CHUNK, TILE = CHUNKS * CHUNK;
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(shape<D, GROUPS>::ALLOCATED, 1)
         sums_pin(s);
         sums_begin();
 #pragma unroll
-        for (int step = 0; step < S::STEPS; step++)
+        for (int step = 0; step < (D + 15) / 16; step++)
             multiplier<S::KEYS>::add(
                 s, cu_operand(q + step / 4 * S::Q_CHUNK + group * 64 * CU_CHUNK_BYTES) + 2 * (step % 4),
                 cu_operand(k + step / 4 * S::CHUNK) + 2 * (step % 4));

@@ -140,7 +140,7 @@ static lw_status resolve_reuse(lw_job *job, const char *list, lw_error *err) {
     job->reuse = lw_alloc((size_t)n, sizeof *job->reuse);
     if (!job->reuse) return lw_fail(err, LW_ENOMEM, "no memory for %d steps", n);
     for (const char *at = list;; at++) {
-        long first, last;
+        long first = 0, last;
         bool good = number(&at, &first);
         last = first;
         if (good && *at == '-') good = (at++, number(&at, &last));

@@ -211,7 +211,7 @@ static bool to_ldm_numbers(const lw_geometry *g, numbers *v) {
     v->of['D'] = (b + 1) * period;
     v->of['u'] = b * period + j;
     v->of['U'] = b * period + g->res_blocks;
-    v->of['k'] = b < LW_MAX_LEVELS && g->up_attention[b] ? 2 : 1;
+    v->of['k'] = b < LW_NAME_LEVELS && g->up_attention[b] ? 2 : 1;
     v->of['h'] = 2 * v->of['n'] + 2;
     v->of['H'] = 2 * g->hint_blocks + 2;
     v->of['r'] = g->levels - 1 - b;
@@ -313,7 +313,7 @@ static void see_diffusers(lw_geometry *g, lw_network network, const char *name) 
     }
     if (take(&s, "down_blocks.0.resnets.{j}.", &v)) at_least(&g->res_blocks, v.of['j'] + 1);
     if (take(&s, "controlnet_cond_embedding.blocks.{n}.", &v)) at_least(&g->hint_blocks, v.of['n'] + 1);
-    if (take(&s, "up_blocks.{b}.attentions.", &v) && v.of['b'] < LW_MAX_LEVELS) g->up_attention[v.of['b']] = true;
+    if (take(&s, "up_blocks.{b}.attentions.", &v) && v.of['b'] < LW_NAME_LEVELS) g->up_attention[v.of['b']] = true;
 }
 
 void lw_geometry_see(lw_geometry *g, lw_network network, lw_naming naming, const char *name) {

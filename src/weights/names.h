@@ -16,7 +16,7 @@ typedef enum lw_network {
 } lw_network;
 typedef enum lw_naming { LW_NAMING_LDM, LW_NAMING_DIFFUSERS } lw_naming;
 
-enum { LW_NAME_CAP = 256, LW_MAX_LEVELS = 16 };
+enum { LW_NAME_CAP = 256, LW_NAME_LEVELS = 16 };
 
 const char *lw_network_name(lw_network network); /* "unet", "control", "vae", "clip" */
 
@@ -33,7 +33,7 @@ typedef struct lw_geometry {
     int res_blocks;                   /* a level, on the way down */
     int levels;                       /* of the VAE */
     int hint_blocks;                  /* between the first and the last convolution of the hint block */
-    bool up_attention[LW_MAX_LEVELS]; /* of the diffusers level */
+    bool up_attention[LW_NAME_LEVELS]; /* of the diffusers level */
 } lw_geometry;
 
 /* Learns from one more name of the network (without prefix). Begin with a zeroed geometry. */

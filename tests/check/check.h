@@ -148,8 +148,6 @@ lw_view ck_residual(ck_case *c, int32_t kind, const lw_view *out);
 /* ---- cases of recorded networks */
 /* path NULL: the shapes of SD1.5. h, w: of the latents. False, with a line on stderr: it can't be recorded. */
 bool ck_walk(ck_list *list, const char *path, const char *from, lw_dtype act, int32_t h, int32_t w);
-/* A sparse file in memory whose header has SD1.5's tensors; its path is written to path. The descriptor, -1: failed. */
-int ck_sd15_file(char *path, size_t n);
 
 /* ---- running */
 typedef struct ck_machine {

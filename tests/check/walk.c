@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "nets/model.h"
+#include "bench.h"
 
 typedef struct mapping { /* of the recorded program's buffers to the case's */
     ck_case *c;
@@ -157,9 +157,10 @@ bool ck_walk(ck_list *list, const char *path, const char *from, lw_dtype act, in
     char made[64];
     int fd = -1;
     if (!path) {
-        fd = ck_sd15_file(made, sizeof made);
+        lw_error why;
+        fd = bench_sd15_file(made, &why);
         if (fd < 0) {
-            fprintf(stderr, "lw_check: %s: no file in memory for its header\n", from);
+            fprintf(stderr, "lw_check: %s: %s\n", from, why.message);
             return false;
         }
         path = made;
