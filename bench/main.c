@@ -19,7 +19,7 @@
 static const char usage[] =
     "usage: linework-bench ops|latency|ladder|outputs|tactics [options]\n"
     "  --model PATH       a model file or folder; SD1.5's shape with random weights without it (not ladder)\n"
-    "  --device cpu|cuda[:N]    --precision auto|fp32|fp16    --threads N\n"
+    "  --device cpu|cuda[:N]    --precision auto|fp32|fp16|bf16    --threads N\n"
     "  --size WxH         256x384        --samples N  1    --steps N  20    --no-guidance\n"
     "  --program NAME     of ops: text, hint, time, begin, step or decode; step without it\n"
     "  --write FILE, --compare FILE [--most X]    of outputs; X is the relative L2 allowed, 5e-3 without it\n"

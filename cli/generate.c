@@ -184,11 +184,9 @@ static lw_status take_up(cli_job *job, const opt_parsed *o, lw_infotext *replay,
     job->request = *replay->request;
     /* A CPU is everywhere and gives the same bits again; which GPU there is, is the engine's to find out. */
     bool cpu = replay->device && !strcmp(replay->device, "cpu");
-    if (cpu && !given(o, GEN_DEVICE)) {
-        job->engine.device = LW_DEVICE_CPU;
-        if (!given(o, GEN_PRECISION) && replay->precision)
-            lw_precision_from_name(replay->precision, &job->engine.precision, NULL);
-    }
+    if (cpu && !given(o, GEN_DEVICE)) job->engine.device = LW_DEVICE_CPU;
+    if (cpu && job->engine.device == LW_DEVICE_CPU && !given(o, GEN_PRECISION) && replay->precision)
+        lw_precision_from_name(replay->precision, &job->engine.precision, NULL);
     return LW_OK;
 }
 

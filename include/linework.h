@@ -186,7 +186,7 @@ typedef struct lw_engine_params {
     const char *cache_dir; /* folder for vocabulary, tuning and hashes; NULL: none is read or written */
     lw_device device;
     int32_t device_index;
-    lw_precision precision; /* AUTO: fp16 on CUDA, fp32 on a CPU */
+    lw_precision precision; /* AUTO: fp16 on CUDA, fp32 on a CPU; BF16 too where the CPU has avx512_bf16 */
     int32_t threads;        /* CPU threads; 0: as many as the machine has */
     uint64_t max_memory;    /* bytes; 0: no limit of our own */
     lw_log_fn log;          /* may be NULL */

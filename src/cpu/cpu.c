@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cpu/kernels.h"
 #include "cpu/ref/ref.h"
 
 static lw_status cpu_alloc(lw_backend *backend, size_t bytes, void **out, lw_error *err) {
@@ -48,8 +49,8 @@ static void describe(lw_backend *b, bool references_only) {
     const char *library = "references";
     (void)references_only;
 #endif
-    snprintf(b->description, sizeof b->description, "CPU (%s, %s), %d thread%s", library, features, b->threads,
-             b->threads == 1 ? "" : "s");
+    snprintf(b->description, sizeof b->description, "CPU (%s, %s)%s, %d thread%s", library, features,
+             b->precision == LW_PRECISION_BF16 ? ", bf16" : "", b->threads, b->threads == 1 ? "" : "s");
 }
 
 lw_status lw_cpu_open(lw_backend **out, const lw_cpu_params *params, lw_error *err) {
@@ -58,13 +59,17 @@ lw_status lw_cpu_open(lw_backend **out, const lw_cpu_params *params, lw_error *e
         LW_OPS(X)
 #undef X
             NULL};
-    if (params->precision != LW_PRECISION_AUTO && params->precision != LW_PRECISION_FP32)
-        return lw_fail(err, LW_EINVAL, "precision %s: a CPU runs fp32 only", lw_precision_name(params->precision));
+    lw_precision precision = params->precision == LW_PRECISION_AUTO ? LW_PRECISION_FP32 : params->precision;
+    if (precision != LW_PRECISION_FP32 && precision != LW_PRECISION_BF16)
+        return lw_fail(err, LW_EINVAL, "precision %s: a CPU runs fp32, or bf16 where it has avx512_bf16",
+                       lw_precision_name(precision));
+    if (precision == LW_PRECISION_BF16 && !lw_cpu_kernels_bf16())
+        return lw_fail(err, LW_EINVAL, "precision bf16: this CPU has no avx512_bf16; fp32 is what it runs");
     cpu_backend *b = lw_alloc(1, sizeof *b);
     if (!b) return lw_fail(err, LW_ENOMEM, "no memory for the CPU backend");
     b->base = (lw_backend){.name = "cpu",
                            .device = LW_DEVICE_CPU,
-                           .precision = LW_PRECISION_FP32,
+                           .precision = precision,
                            .act = LW_F32,
                            .threads = params->threads > 0 ? params->threads : lw_cpu_count(),
                            .tactics = b->tactics,
@@ -79,6 +84,7 @@ lw_status lw_cpu_open(lw_backend **out, const lw_cpu_params *params, lw_error *e
         return lw_fail(err, LW_ENOMEM, "no memory for the CPU backend's threads");
     }
     if (!params->references_only) {
+        if (precision == LW_PRECISION_BF16) add_tactics(b, lw_cpu_bf16_tactics);
         add_tactics(b, lw_cpu_product_tactics);
 #ifdef LW_HAVE_ONEDNN
         add_tactics(b, lw_cpu_onednn_tactics);

@@ -8,7 +8,7 @@
 
 typedef struct lw_cpu_params {
     int32_t threads;        /* 0: as many as there are processors */
-    lw_precision precision; /* AUTO or FP32 */
+    lw_precision precision; /* AUTO: FP32 */
     bool references_only;   /* for tests and checks */
 } lw_cpu_params;
 
@@ -19,6 +19,7 @@ lw_status lw_cpu_open(lw_backend **out, const lw_cpu_params *params, lw_error *e
 void lw_cpu_features(char *text, size_t n);
 
 /* Tactics of each file, NULL-terminated, by preference. Our own are fp32, AVX2 and AVX-512 by dispatch. */
+extern const lw_tactic *const lw_cpu_bf16_tactics[];    /* first where products are of bf16 */
 extern const lw_tactic *const lw_cpu_small_tactics[];   /* norms, apply, combine, attention */
 extern const lw_tactic *const lw_cpu_product_tactics[]; /* linear, 1x1 and 3x3 convolution */
 extern const lw_tactic *const lw_cpu_last_tactics[];    /* where oneDNN is better, or is not there */

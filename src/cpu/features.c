@@ -15,6 +15,13 @@ const lw_kernels *lw_cpu_kernels(void) {
     return &lw_kernels_baseline;
 }
 
+const lw_kernels *lw_cpu_kernels_bf16(void) {
+#if defined(__x86_64__)
+    if (lw_cpu_kernels() == &lw_kernels_avx512 && __builtin_cpu_supports("avx512bf16")) return &lw_kernels_avx512_bf16;
+#endif
+    return NULL;
+}
+
 void lw_cpu_features(char *text, size_t n) {
     bool vnni = false;
 #if defined(__x86_64__)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * Our own fp32 products over channels (linear, 1x1 convolution): panels of columns against bands of rows, the whole
- * epilogue on the sums while they are in the first-level cache. Cut by the shape alone; each row's bits do not depend
- * on what is computed beside it. */
+ * Our own products over channels (linear, 1x1 convolution), fp32 or bf16: panels of columns against bands of rows, the
+ * whole epilogue on the sums while they are in the first-level cache. Cut by the shape alone; each row's bits do not
+ * depend on what is computed beside it. */
 #include "cpu/product.h"
 
 #include <stdio.h>
@@ -12,6 +12,7 @@
 typedef struct panels {
     int32_t width;
     lw_panels kind;
+    lw_panel_values values;
 } panels;
 
 static int64_t panels_of(const panels *u, int64_t outputs) { return (outputs + 2 * u->width - 1) / (2 * u->width); }
@@ -28,26 +29,35 @@ static lw_status fill(const void *user, const float *logical, const int64_t d[4]
     const panels *u = user;
     int64_t taps = d[2] * d[3], each = d[1] * taps, wide = 2 * u->width, outputs[LW_MAX_PANEL];
     bool windows = u->kind == LW_PANELS_WINDOWS;
-    float *to = dst;
+    int32_t pair = u->values == LW_PANELS_BF16_PAIRS ? 2 : 1;
+    float row[LW_MAX_PANEL];
     (void)err;
     for (int64_t j = 0; j < panels_of(u, d[0]); j++) {
         for (int32_t l = 0; l < wide; l++) outputs[l] = output_of(u, d[0], j, l);
-        for (int64_t k = 0; k < each; k++, to += wide) {
-            int64_t at = windows ? k : k % d[1] * taps + k / d[1];
-            for (int32_t l = 0; l < wide; l++) to[l] = outputs[l] < 0 ? 0 : logical[outputs[l] * each + at];
+        for (int64_t k = 0; k < each; k++) {
+            int64_t at = windows ? k : k % d[1] * taps + k / d[1], to = (j * each + k / pair * pair) * wide + k % pair;
+            for (int32_t l = 0; l < wide; l++) row[l] = outputs[l] < 0 ? 0 : logical[outputs[l] * each + at];
+            if (u->values == LW_PANELS_F32) memcpy((float *)dst + to, row, (size_t)wide * sizeof *row);
+            else
+                for (int32_t l = 0; l < wide; l++) ((uint16_t *)dst)[to + l * pair] = lw_f32_to_bf16(row[l]);
         }
     }
     return LW_OK;
 }
 
-lw_status lw_panels_request(lw_params *params, lw_param w, lw_panels kind, int32_t *pack, lw_error *err) {
-    static const char *const names[] = {"windows", "channels", "geglu"};
-    panels user = {.width = lw_cpu_kernels()->width, .kind = kind};
+lw_status lw_panels_request(lw_params *params, lw_param w, lw_panels kind, lw_panel_values values, int32_t *pack,
+                            lw_error *err) {
+    static const char *const names[] = {"windows", "channels", "geglu"}, *const suffixes[] = {"", "_bf16",
+                                                                                              "_bf16_pairs"};
+    panels user = {.width = lw_cpu_kernels()->width, .kind = kind, .values = values};
     int64_t d[4];
     lw_param_dims(params, w, d);
-    size_t floats = (size_t)(panels_of(&user, d[0]) * 2 * user.width * d[1] * d[2] * d[3]);
-    lw_form form = {.bytes = floats * sizeof(float), .fill = fill, .user = &user, .user_bytes = sizeof user};
-    snprintf(form.key, sizeof form.key, "panels_%d_%s", 2 * user.width, names[kind]);
+    size_t n = (size_t)(panels_of(&user, d[0]) * 2 * user.width * d[1] * d[2] * d[3]);
+    lw_form form = {.bytes = n * (values == LW_PANELS_F32 ? sizeof(float) : sizeof(uint16_t)),
+                    .fill = fill,
+                    .user = &user,
+                    .user_bytes = sizeof user};
+    snprintf(form.key, sizeof form.key, "panels_%d_%s%s", 2 * user.width, names[kind], suffixes[values]);
     return lw_pack_request(params, w, &form, pack, err);
 }
 
@@ -122,12 +132,14 @@ enum {
 typedef struct cuts {
     int32_t rows, band, n_bands; /* of one pass */
     int32_t panels, each, n_groups;
-    int32_t depth; /* values of a row */
-    bool window;   /* rows are gathered, for n_slots chunks at once */
+    int32_t depth;    /* words of a row, see kernels.h */
+    bool window;      /* rows are gathered, for n_slots chunks at once */
+    int32_t n_rounds; /* else passes whose rows are rounded before */
     int32_t n_slots;
 } cuts;
 
 typedef struct product {
+    const lw_kernels *k;
     cuts cut;
     int32_t weights, bias;
 } product;
@@ -166,13 +178,22 @@ static bool supports_window_rest(const lw_backend *backend, const lw_params *par
     return can_run(op, true) && !is_worth(&op->m->product);
 }
 
+/* What rounds its products to bf16 takes them where there are enough to be summed: never the few channels of the first
+ * and the last convolution. */
+static bool supports_bf16(const lw_backend *backend, const lw_params *params, const lw_op *op) {
+    (void)backend, (void)params;
+    const lw_product_args *p = &op->m->product;
+    return can_run(op, is_window(p)) && is_worth(p) && p->in.a.c % 2 == 0;
+}
+
 static int32_t parts(int32_t n, int32_t each) { return (n + each - 1) / each; }
 
 /* Chunks of some 20 MFLOP, a tenth of a millisecond: bands first, then columns, so that many threads have work too.
  * Where rows are gathered, by each chunk for itself, they are larger. */
 static cuts choose_cuts(const lw_backend *backend, const lw_product_args *p, const lw_kernels *k) {
     int32_t rows = p->out.n * p->out.h * p->out.w, tile = k->rows;
-    cuts c = {.rows = rows, .panels = lw_panel_count(p, k), .depth = p->in.a.c * p->kh * p->kw, .window = is_window(p)};
+    cuts c = {.rows = rows, .panels = lw_panel_count(p, k), .window = is_window(p)};
+    c.depth = p->in.a.c * p->kh * p->kw / k->pair;
     int32_t most = BAND_BYTES / (c.depth * (int32_t)sizeof(float));
     most = (most > BAND ? BAND : most < MIN_BAND ? MIN_BAND : most) / tile * tile;
     c.band = parts(parts(rows, parts(rows, most)), tile) * tile;
@@ -182,24 +203,37 @@ static cuts choose_cuts(const lw_backend *backend, const lw_product_args *p, con
     c.n_groups = parts(c.panels, c.each);
     c.each = parts(c.panels, c.n_groups);
     c.n_groups = parts(c.panels, c.each);
+    if (!c.window && k->pair > 1) c.n_rounds = p->in.a.sg ? p->out.g : 1;
     if (c.window) c.n_slots = lw_slots_count(backend, (int64_t)c.n_groups * c.n_bands * p->out.g);
     return c;
 }
 
 static void release(void *state) { lw_free(state); }
 
-static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,
-                         lw_error *err) {
+static lw_status prepare_with(const lw_kernels *k, lw_backend *backend, lw_params *params, const lw_op *op,
+                              void **state, size_t *workspace_bytes, lw_error *err) {
     const lw_product_args *p = &op->m->product;
     product *s = lw_alloc(1, sizeof *s);
     if (!s) return lw_fail(err, LW_ENOMEM, "op %s: no memory for its state", op->name);
     *state = s;
     lw_panels kind = is_geglu(p) ? LW_PANELS_GEGLU : LW_PANELS_CHANNELS;
-    s->cut = choose_cuts(backend, p, lw_cpu_kernels());
+    s->k = k;
+    s->cut = choose_cuts(backend, p, k);
     s->bias = -1;
-    *workspace_bytes = (size_t)s->cut.n_slots * (size_t)s->cut.band * (size_t)s->cut.depth * sizeof(float);
-    LW_TRY(lw_panels_request(params, p->w, kind, &s->weights, err));
-    return lw_param_is(p->bias) ? lw_panels_request(params, p->bias, kind, &s->bias, err) : LW_OK;
+    int64_t rows = (int64_t)s->cut.n_slots * s->cut.band + (int64_t)s->cut.n_rounds * s->cut.rows;
+    *workspace_bytes = (size_t)rows * (size_t)s->cut.depth * sizeof(float);
+    LW_TRY(lw_panels_request(params, p->w, kind, k->pair > 1 ? LW_PANELS_BF16_PAIRS : LW_PANELS_F32, &s->weights, err));
+    return lw_param_is(p->bias) ? lw_panels_request(params, p->bias, kind, LW_PANELS_F32, &s->bias, err) : LW_OK;
+}
+
+static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,
+                         lw_error *err) {
+    return prepare_with(lw_cpu_kernels(), backend, params, op, state, workspace_bytes, err);
+}
+
+static lw_status prepare_bf16(lw_backend *backend, lw_params *params, const lw_op *op, void **state,
+                              size_t *workspace_bytes, lw_error *err) {
+    return prepare_with(lw_cpu_kernels_bf16(), backend, params, op, state, workspace_bytes, err);
 }
 
 typedef struct job {
@@ -209,18 +243,19 @@ typedef struct job {
     lw_slots slots;
 } job;
 
-/* The windows of `count` rows from `first` on, [kh * kw][channels] each, zeros outside of the picture. */
+/* The words of the windows of `count` rows from `first` on, [kh * kw][channels] each, zeros outside of the picture. */
 static void gather(const job *j, int32_t g, int32_t first, int32_t count, float *to) {
     const lw_product_args *p = j->e.p;
     const lw_view *a = &p->in.a;
     const float *from = lw_at(j->e.run, *a);
+    int32_t words = a->c / j->e.k->pair;
     for (int32_t r = first; r < first + count; r++) {
         int32_t x = r % p->out.w * p->stride - p->pad_left, y = r / p->out.w % p->out.h * p->stride - p->pad_top;
         int64_t picture = lw_view_index(a, g, r / p->out.w / p->out.h, 0, 0);
-        for (int32_t t = 0; t < p->kh * p->kw; t++, to += a->c) {
+        for (int32_t t = 0; t < p->kh * p->kw; t++, to += words) {
             int32_t py = y + t / p->kw, px = x + t % p->kw;
-            if (py < 0 || py >= a->h || px < 0 || px >= a->w) memset(to, 0, (size_t)a->c * sizeof *to);
-            else memcpy(to, from + picture + py * a->sh + px * a->sw, (size_t)a->c * sizeof *to);
+            if (py < 0 || py >= a->h || px < 0 || px >= a->w) memset(to, 0, (size_t)words * sizeof *to);
+            else j->e.k->round_words(from + picture + py * a->sh + px * a->sw, a->c, to);
         }
     }
 }
@@ -263,12 +298,26 @@ static void run_panel(const job *j, const float *a, int64_t stride, int32_t g, i
     }
 }
 
+/* Rows of all passes to words, once: the chunks of all panels read them. */
+static void round_rows(void *user, int64_t begin, int64_t end) {
+    const job *j = user;
+    const lw_view *in = &j->e.p->in.a;
+    const float *from = lw_at(j->e.run, *in);
+    float *to = j->e.run->workspace;
+    for (int64_t i = begin; i < end; i++)
+        j->e.k->round_words(from + i / j->cut.rows * in->sg + i % j->cut.rows * in->sw, in->c, to + i * j->cut.depth);
+}
+
 static void run_chunk(job *j, int32_t g, int32_t first, int32_t rows, int32_t group) {
     const cuts *c = &j->cut;
     const lw_view *in = &j->e.p->in.a;
     const float *a = (const float *)lw_at(j->e.run, *in) + g * in->sg + first * in->sw;
     int64_t stride = in->sw;
     int32_t slot = 0;
+    if (c->n_rounds) {
+        a = (const float *)j->e.run->workspace + ((int64_t)(g % c->n_rounds) * c->rows + first) * c->depth;
+        stride = c->depth;
+    }
     if (c->window) {
         slot = lw_slot_take(&j->slots);
         float *rows_at = (float *)j->e.run->workspace + (int64_t)slot * c->band * c->depth;
@@ -296,11 +345,15 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
                      lw_error *err) {
     const product *s = state;
     const lw_product_args *p = &op->m->product;
-    job j = {.e = {.p = p, .run = r, .k = lw_cpu_kernels(), .bias = lw_pack_data(params, s->bias)},
+    job j = {.e = {.p = p, .run = r, .k = s->k, .bias = lw_pack_data(params, s->bias)},
              .cut = s->cut,
              .weights = lw_pack_data(params, s->weights)};
     (void)err;
     lw_slots_init(&j.slots, s->cut.n_slots);
+    enum { ROUND_ROWS = 32 };
+    if (s->cut.n_rounds)
+        lw_parallel_for(backend->pool, backend->threads, (int64_t)s->cut.n_rounds * s->cut.rows, ROUND_ROWS, round_rows,
+                        &j);
     lw_parallel_for(backend->pool, backend->threads, (int64_t)s->cut.n_groups * p->out.g * s->cut.n_bands, 1,
                     run_chunks, &j);
     return LW_OK;
@@ -317,5 +370,12 @@ WINDOW(window, supports_window);
 WINDOW(window_rest, supports_window_rest);
 static const lw_tactic linear = {"linear_fp32", LW_OP_LINEAR, TAKES, supports, prepare, run, release},
                        conv1x1 = {"conv2d_1x1_fp32", LW_OP_CONV2D, TAKES, supports, prepare, run, release};
+static const lw_tactic linear_bf16 = {"linear_bf16", LW_OP_LINEAR, TAKES | LW_TAKES_ROUNDING,
+                                      supports_bf16, prepare_bf16, run,
+                                      release},
+                       conv_bf16 = {"conv2d_bf16", LW_OP_CONV2D, TAKES | LW_TAKES_ROUNDING, supports_bf16, prepare_bf16,
+                                    run,           release};
+const lw_tactic *const lw_cpu_bf16_tactics[] = {&linear_bf16, &lw_cpu_winograd_bf16, &conv_bf16, &lw_cpu_attention_bf16,
+                                                NULL};
 const lw_tactic *const lw_cpu_product_tactics[] = {&linear, &conv1x1, &lw_cpu_winograd, &window, NULL};
 const lw_tactic *const lw_cpu_last_tactics[] = {&window_rest, &lw_cpu_winograd_rest, NULL};

@@ -10,9 +10,13 @@
 #include "cpu/kernels.h"
 
 /* The pack of w, [O][I][kh][kw], as panels of 2 * width outputs, zeros behind the last one: [panel][kh * kw][I][2 *
- * width], or [panel][I][kh * kw][2 * width], or a panel is `width` values and their gates. A vector is of I = 1. */
+ * width], or [panel][I][kh * kw][2 * width], or a panel is `width` values and their gates. A vector is of I = 1. Values
+ * are floats, bf16 one by one, or the words of a multiply of bf16: [2 * width][2] of every two that follow each other.
+ */
 typedef enum lw_panels { LW_PANELS_WINDOWS, LW_PANELS_CHANNELS, LW_PANELS_GEGLU } lw_panels;
-lw_status lw_panels_request(lw_params *params, lw_param w, lw_panels kind, int32_t *pack, lw_error *err);
+typedef enum lw_panel_values { LW_PANELS_F32, LW_PANELS_BF16, LW_PANELS_BF16_PAIRS } lw_panel_values;
+lw_status lw_panels_request(lw_params *params, lw_param w, lw_panels kind, lw_panel_values values, int32_t *pack,
+                            lw_error *err);
 
 /* What a product's fields are for one guidance pass: the whole epilogue but for the views' addresses. */
 typedef struct lw_panel_epilogue {
@@ -44,6 +48,6 @@ void lw_slots_init(lw_slots *slots, int32_t n);
 int32_t lw_slot_take(lw_slots *slots);
 void lw_slot_give(lw_slots *slots, int32_t slot);
 
-extern const lw_tactic lw_cpu_winograd, lw_cpu_winograd_rest;
+extern const lw_tactic lw_cpu_winograd, lw_cpu_winograd_rest, lw_cpu_winograd_bf16, lw_cpu_attention_bf16;
 
 #endif

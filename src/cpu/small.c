@@ -6,6 +6,7 @@
 
 #include "cpu/cpu.h"
 #include "cpu/kernels.h"
+#include "cpu/product.h"
 
 static bool one_fp32(const lw_op *op, const lw_view *a, const lw_view *b) {
     return op->n_member == 1 && a->dtype == LW_F32 && b->dtype == LW_F32;
@@ -231,11 +232,11 @@ static int32_t kv_g(const lw_attention_args *m) { return m->k.sg || m->v.sg ? m-
 static int32_t kv_n(const lw_attention_args *m) { return m->k.sn || m->v.sn ? m->k.n : 1; }
 
 static int64_t key_floats(const lw_attention_args *m, const lw_kernels *k) {
-    return m->q.c / m->heads * padded(m->k.w, 2 * k->width);
+    return m->q.c / m->heads / k->pair * padded(m->k.w, 2 * k->width);
 }
 
 static int64_t head_floats(const lw_attention_args *m, const lw_kernels *k) {
-    return padded(key_floats(m, k) + m->k.w * padded(m->q.c / m->heads, k->width), 16);
+    return padded(key_floats(m, k) + padded(m->k.w, k->pair) / k->pair * padded(m->q.c / m->heads, k->width), 16);
 }
 
 static lw_status attention_prepare(lw_backend *b, lw_params *params, const lw_op *op, void **state,
@@ -244,6 +245,20 @@ static lw_status attention_prepare(lw_backend *b, lw_params *params, const lw_op
     const lw_attention_args *m = &op->m->attention;
     *state = NULL;
     *workspace_bytes = (size_t)(kv_g(m) * kv_n(m) * m->heads * head_floats(m, lw_cpu_kernels())) * sizeof(float);
+    return LW_OK;
+}
+
+static bool attention_supports_bf16(const lw_backend *b, const lw_params *params, const lw_op *op) {
+    const lw_attention_args *m = &op->m->attention;
+    return attention_supports(b, params, op) && m->q.c / m->heads % 2 == 0;
+}
+
+static lw_status attention_prepare_bf16(lw_backend *b, lw_params *params, const lw_op *op, void **state,
+                                        size_t *workspace_bytes, lw_error *err) {
+    (void)b, (void)params, (void)err;
+    const lw_attention_args *m = &op->m->attention;
+    *state = NULL;
+    *workspace_bytes = (size_t)(kv_g(m) * kv_n(m) * m->heads * head_floats(m, lw_cpu_kernels_bf16())) * sizeof(float);
     return LW_OK;
 }
 
@@ -278,15 +293,25 @@ static void attend(void *user, int64_t begin, int64_t end) {
     }
 }
 
-static lw_status run_attention(lw_backend *b, const lw_params *params, const lw_op *op, void *state, const lw_run *run,
-                               lw_error *err) {
-    (void)params, (void)state, (void)err;
+static lw_status attend_with(const lw_kernels *k, lw_backend *b, const lw_op *op, const lw_run *run) {
     const lw_attention_args *m = &op->m->attention;
-    job j = {.m = op->m, .run = run, .k = lw_cpu_kernels(), .affine = run->workspace};
+    job j = {.m = op->m, .run = run, .k = k, .affine = run->workspace};
     int32_t each = j.k->attention_rows, blocks = (m->q.w + each - 1) / each;
     lw_parallel_for(b->pool, b->threads, (int64_t)kv_g(m) * kv_n(m) * m->heads, 1, pack_heads, &j);
     lw_parallel_for(b->pool, b->threads, (int64_t)m->out.g * m->out.n * m->heads * blocks, 1, attend, &j);
     return LW_OK;
+}
+
+static lw_status run_attention(lw_backend *b, const lw_params *params, const lw_op *op, void *state, const lw_run *run,
+                               lw_error *err) {
+    (void)params, (void)state, (void)err;
+    return attend_with(lw_cpu_kernels(), b, op, run);
+}
+
+static lw_status run_attention_bf16(lw_backend *b, const lw_params *params, const lw_op *op, void *state,
+                                    const lw_run *run, lw_error *err) {
+    (void)params, (void)state, (void)err;
+    return attend_with(lw_cpu_kernels_bf16(), b, op, run);
 }
 
 static const lw_tactic stats = {"norm_stats_fp32", LW_OP_NORM_STATS, LW_TAKES_ALL, stats_supports,
@@ -297,4 +322,11 @@ static const lw_tactic combine = {"combine_fp32", LW_OP_COMBINE, LW_TAKES_ALL, c
                                   no_state,       run_combine,   release};
 static const lw_tactic attention = {"attention_fp32",  LW_OP_ATTENTION, LW_TAKES_ALL, attention_supports,
                                     attention_prepare, run_attention,   release};
+const lw_tactic lw_cpu_attention_bf16 = {"attention_bf16",
+                                         LW_OP_ATTENTION,
+                                         LW_TAKES_ALL | LW_TAKES_ROUNDING,
+                                         attention_supports_bf16,
+                                         attention_prepare_bf16,
+                                         run_attention_bf16,
+                                         release};
 const lw_tactic *const lw_cpu_small_tactics[] = {&stats, &apply, &combine, &attention, NULL};

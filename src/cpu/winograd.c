@@ -29,6 +29,7 @@ typedef struct sizes {
 typedef struct winograd {
     sizes s;
     int32_t weights, bias;
+    bool bf16; /* the weights */
 } winograd;
 
 static int32_t parts(int32_t n, int32_t each) { return (n + each - 1) / each; }
@@ -81,23 +82,36 @@ static sizes choose_sizes(const lw_backend *backend, const lw_product_args *p, c
 
 static void release(void *state) { lw_free(state); }
 
-static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,
-                         lw_error *err) {
+static lw_status prepare_with(bool bf16, lw_backend *backend, lw_params *params, const lw_op *op, void **state,
+                              size_t *workspace_bytes, lw_error *err) {
     const lw_product_args *p = &op->m->product;
     winograd *s = lw_alloc(1, sizeof *s);
     if (!s) return lw_fail(err, LW_ENOMEM, "op %s: no memory for its state", op->name);
     *state = s;
     s->s = choose_sizes(backend, p, lw_cpu_kernels());
     s->bias = -1;
+    s->bf16 = bf16;
     *workspace_bytes = (size_t)(s->s.zeros + s->s.depth) * sizeof(float);
-    LW_TRY(lw_panels_request(params, p->w, LW_PANELS_WINDOWS, &s->weights, err));
-    return lw_param_is(p->bias) ? lw_panels_request(params, p->bias, LW_PANELS_CHANNELS, &s->bias, err) : LW_OK;
+    LW_TRY(lw_panels_request(params, p->w, LW_PANELS_WINDOWS, bf16 ? LW_PANELS_BF16 : LW_PANELS_F32, &s->weights, err));
+    return lw_param_is(p->bias) ? lw_panels_request(params, p->bias, LW_PANELS_CHANNELS, LW_PANELS_F32, &s->bias, err)
+                                : LW_OK;
+}
+
+static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,
+                         lw_error *err) {
+    return prepare_with(false, backend, params, op, state, workspace_bytes, err);
+}
+
+static lw_status prepare_bf16(lw_backend *backend, lw_params *params, const lw_op *op, void **state,
+                              size_t *workspace_bytes, lw_error *err) {
+    return prepare_with(true, backend, params, op, state, workspace_bytes, err);
 }
 
 typedef struct job {
     lw_panel_epilogue e;
     sizes s;
-    const float *weights;
+    const char *weights;
+    int32_t weight_bytes; /* of one */
     float *space;
     int32_t first_row, n_rows; /* of tiles, in this turn */
     lw_slots slots;
@@ -151,15 +165,16 @@ static void to_points(void *user, int64_t begin, int64_t end) {
 static void multiply(const job *j, int32_t panel, int32_t first, int32_t count, float *u, float *m) {
     const lw_kernels *k = j->e.k;
     int32_t c = j->e.p->in.a.c, wide = 2 * k->width;
-    const float *w = j->weights + (int64_t)panel * c * 9 * wide;
+    int64_t window_bytes = (int64_t)9 * wide * j->weight_bytes;
+    const char *w = j->weights + (int64_t)panel * c * window_bytes;
     for (int32_t t = 0; t < j->s.n_depths; t++) {
         int32_t most = j->s.depth, depth = c - t * most < most ? c - t * most : most;
         const float *v = j->space + t * j->s.v_depth + (int64_t)first * most;
-        k->wino_weights(w, depth, u, j->s.u_point);
-        w += (int64_t)depth * 9 * wide;
+        k->wino_weights(w, j->weight_bytes == 2, depth, u, j->s.u_point);
+        w += depth * window_bytes;
         for (int32_t i = 0; i < LW_WINO_POINTS; i++) /* the next weights come in: 9 windows over 36 points */
             k->multiply(v + i * j->s.v_point, most, count, u + i * j->s.u_point, depth, t > 0, m + i * j->s.m_point,
-                        wide, w + (int64_t)i * depth * 9 * wide / LW_WINO_POINTS);
+                        wide, (const float *)(const void *)(w + i * depth * window_bytes / LW_WINO_POINTS / 4 * 4));
     }
 }
 
@@ -208,6 +223,7 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
     job j = {.e = {.p = p, .run = r, .k = lw_cpu_kernels(), .bias = lw_pack_data(params, s->bias)},
              .s = s->s,
              .weights = lw_pack_data(params, s->weights),
+             .weight_bytes = s->bf16 ? sizeof(uint16_t) : sizeof(float),
              .space = r->workspace};
     (void)err;
     lw_slots_init(&j.slots, s->s.n_slots);
@@ -227,4 +243,7 @@ enum { TAKES = LW_TAKES_ADDEND | LW_TAKES_ACT | LW_TAKES_SCALE | LW_TAKES_RESIDU
 /* One tactic in two places of the backend's order: before other direct convolutions, and behind them. */
 #define NAME "conv2d_winograd_fp32"
 const lw_tactic lw_cpu_winograd = {NAME, LW_OP_CONV2D, TAKES, supports, prepare, run, release},
-                lw_cpu_winograd_rest = {NAME, LW_OP_CONV2D, TAKES, supports_rest, prepare, run, release};
+                lw_cpu_winograd_rest = {NAME, LW_OP_CONV2D, TAKES, supports_rest, prepare, run, release},
+                /* Its weights are bf16, its products fp32: their rounding at the points would be ten times as large. */
+    lw_cpu_winograd_bf16 = {
+        "conv2d_winograd_bf16", LW_OP_CONV2D, TAKES | LW_TAKES_ROUNDING, supports, prepare_bf16, run, release};

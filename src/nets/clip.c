@@ -32,6 +32,7 @@ static lw_view record_layer(const lw_net *net, int32_t i, lw_view x) {
 
 void lw_record_clip(lw_program *p, const lw_model *m, int32_t g, int32_t clip_skip) {
     lw_net net = {.p = p, .model = m, .prefix = "clip.text_model.", .groups = 1, .heads = m->config.clip_heads};
+    p->exact = true; /* once a prompt: cheap, and every step hangs on it */
     lw_view ids = lw_rec_extern(p, "ids", LW_I32, g, 1, 1, LW_N_TOKENS, 1);
     lw_view x = lw_rec_temp(p, p->act, g, 1, 1, LW_N_TOKENS, m->text_width);
     lw_args *a = lw_rec_op(p, LW_OP_EMBED_TOKENS, "tokens");

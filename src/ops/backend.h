@@ -21,7 +21,8 @@ enum {
     LW_TAKES_RESIDUAL = 1 << 5,
     LW_TAKES_SHORTCUT = 1 << 6,
     LW_TAKES_ALL = 0xffff,
-    LW_TAKES_MEMBERS = 1 << 16 /* all members in one launch */
+    LW_TAKES_MEMBERS = 1 << 16, /* all members in one launch */
+    LW_TAKES_ROUNDING = 1 << 17 /* rounds below the activations' type; not for an exact program */
 };
 
 /* Addresses of a running plan: view -> pointer. */
@@ -70,7 +71,7 @@ struct lw_backend {
     lw_precision precision;
     lw_dtype act; /* dtype of activations */
     int32_t threads;
-    lw_pool *pool;          /* of the host; NULL: one thread */
+    lw_pool *pool; /* of the host; NULL: one thread */
     char description[160];
     int64_t cache_bytes;             /* of the last cache before memory; 0: what the host's system says */
     const lw_tactic *const *tactics; /* by preference */

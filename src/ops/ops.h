@@ -227,8 +227,8 @@ typedef struct lw_buffer {
     const char *name; /* extern: what the session binds */
 } lw_buffer;
 
-/* Ops [first, end) of a program, marked by who recorded them: adjacent parallel ranges read nothing of each other; the ops
- * of an independent range read nothing of each other. */
+/* Ops [first, end) of a program, marked by who recorded them: adjacent parallel ranges read nothing of each other; the
+ * ops of an independent range read nothing of each other. */
 typedef enum lw_range_kind { LW_RANGE_PARALLEL, LW_RANGE_INDEPENDENT } lw_range_kind;
 typedef struct lw_range {
     lw_range_kind kind;
@@ -241,6 +241,7 @@ typedef struct lw_program {
     lw_arena *arena;
     lw_params *params;
     lw_dtype act; /* dtype of activations */
+    bool exact;   /* no tactic may round below it */
     const char *name;
     int32_t n_ops, cap_ops, n_buffers, cap_buffers;
     lw_op *ops;

@@ -209,6 +209,7 @@ static bool takes_all_fields(const lw_plan *plan, const lw_tactic *t, const lw_o
 
 static bool can_run(const lw_plan *plan, const lw_tactic *t, const lw_op *op) {
     if (t->kind != op->kind) return false;
+    if (plan->program->exact && t->takes & LW_TAKES_ROUNDING) return false;
     if (op->n_member > 1 && (!(t->takes & LW_TAKES_MEMBERS) ||
                              (!takes_all_fields(plan, t, op) && !split_alike(takes(plan, t), op))))
         return false;

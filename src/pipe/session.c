@@ -186,6 +186,7 @@ static lw_status plan_shape(lw_session *s, const shape *want, lw_error *err) {
     }
     if (!r->time_each_step) {
         LW_TRY(new_program(s, &s->time, "time", err));
+        s->time.program->exact = true;
         lw_record_time(s->time.program, m, want->n_controls, want->rows, "t", "addend_table");
         LW_TRY(finish_plan(s, &s->time, err));
     }

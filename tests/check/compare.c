@@ -4,6 +4,9 @@
  *
  *   all types    NMSE <= the op's bound (half types: + 2 NMSE(naive), as BF16 alone rounds more than 5e-7);
  *                NaN where truth has NaN and nowhere else; infinite only where truth is beyond the type's range
+ *                tactics that round the operands of their products to bf16 (LW_TAKES_ROUNDING): + 2e-5, twice
+ *                what two roundings of each term give, 2 (2^-8)^2 / 3; attention, whose powers enlarge what its logits
+ *                have, + 2 NMSE(references on operands rounded to bf16) too
  *   half types   max|new - truth| <= 2 max|naive - truth| + atol                (flash-attention's rule)
  *   all bytes that are no element of an output are as they were: guards, row padding, inputs
  *   the same bits again, with other workspace contents, and for 1, 2 and 3 threads */
@@ -109,14 +112,16 @@ static bool measure(const double *truth, const double *v, int64_t n, lw_dtype dt
     return true;
 }
 
+static const double rounding_nmse = 2e-5;
+
 typedef struct verdict {
     double nmse, bound, max_share;
     lw_status status;
     lw_error err;
 } verdict;
 
-static void judge(const ck_op *op, const ck_outputs *truth, const ck_outputs *naive, const ck_outputs *v,
-                  verdict *out) {
+static void judge(const ck_op *op, const lw_tactic *t, const ck_outputs *truth, const ck_outputs *naive,
+                  const ck_outputs *v, verdict *out) {
     for (int32_t i = 0; i < v->n && out->status == LW_OK; i++) {
         lw_dtype dtype = v->view[i].dtype;
         errors e, base = {0};
@@ -128,6 +133,10 @@ static void judge(const ck_op *op, const ck_outputs *truth, const ck_outputs *na
         }
         bool integer = dtype == LW_U8 || dtype == LW_I32, half = is_half(dtype);
         double bound = op->exact || integer ? 0 : half ? op->nmse_half : op->nmse_f32;
+        if (t->takes & LW_TAKES_ROUNDING) {
+            if (!measure(truth->value[i], naive->value[i], v->count[i], dtype, &base, &at)) base = (errors){0};
+            bound += rounding_nmse + 2 * base.nmse;
+        }
         if (half) {
             if (!measure(truth->value[i], naive->value[i], v->count[i], dtype, &base, &at)) base = (errors){0};
             bound += 2 * base.nmse;
@@ -306,10 +315,24 @@ static void check_tactic(ck_machine *machine, lw_params *params, const ck_case *
     v.status = run_tactic(machine, params, c, in, t, &out, &used, &v.err);
     if (!used || not_taken(machine, &v)) machine->unsupported++;
     else {
-        if (v.status == LW_OK) judge(ck_op_of(c->kind), truth, naive, &out, &v);
+        if (v.status == LW_OK) judge(ck_op_of(c->kind), t, truth, naive, &out, &v);
         note(machine, t, c, regime, &v);
     }
     outputs_free(&out);
+}
+
+/* Every float of every view's buffer as bf16 has it. */
+static void round_view(void *user, lw_view *v, bool written) {
+    const ck_image *image = user;
+    (void)written;
+    if (!lw_view_is(*v) || v->dtype != LW_F32) return;
+    float *at = (float *)(void *)(image->buffer[v->buf] + CK_GUARD);
+    for (int64_t i = 0; i < image->bytes[v->buf] / 4; i++) at[i] = lw_bf16_to_f32(lw_f32_to_bf16(at[i]));
+}
+
+static void round_views(const ck_case *c, ck_image *image) {
+    lw_args copy = c->m;
+    lw_op_views(c->kind, &copy, round_view, image);
 }
 
 /* The guards are NaN: a reference that reads them would agree with a tactic that does. */
@@ -326,7 +349,7 @@ static void check_regime(ck_machine *machine, const ck_case *c, ck_regime regime
     lw_backend *b = machine->backend;
     lw_tensor_source source = ck_source(&machine->seed);
     lw_params *host = NULL, *mine = NULL;
-    ck_image in = {0};
+    ck_image in = {0}, rounded = {0};
     ck_outputs truth = {0}, naive = {0};
     const lw_tactic *split = split_tactic(c->kind);
     lw_error err = {.message = ""};
@@ -338,6 +361,11 @@ static void check_regime(ck_machine *machine, const ck_case *c, ck_regime regime
     LW_GO(get_truth(machine, host, c, &in, &truth, &err));
     if (regime != CK_NAN) LW_GO(expect_finite(&truth, &err));
     if (is_half(c->dtype)) LW_GO(run_reference(machine, host, c, &c->m, c->bytes, &in, split, &naive, &err));
+    if (c->kind == LW_OP_ATTENTION && c->dtype == LW_F32 && b->precision == LW_PRECISION_BF16) {
+        LW_GO(copy_image(&rounded, &in, &err));
+        round_views(c, &rounded);
+        LW_GO(run_reference(machine, host, c, &c->m, c->bytes, &rounded, NULL, &naive, &err));
+    }
     if (!naive.n) naive = truth;
     for (int32_t i = 0; i < b->n_tactics; i++)
         if (b->tactics[i]->kind == c->kind)
@@ -352,6 +380,7 @@ out:
     if (naive.n && naive.value[0] != truth.value[0]) outputs_free(&naive);
     outputs_free(&truth);
     ck_image_free(&in);
+    ck_image_free(&rounded);
     lw_params_free(host, machine->reference);
     lw_params_free(mine, b);
 }

@@ -21,6 +21,7 @@ const ck_op *ck_op_of(lw_op_kind kind) { return ops[kind]; }
 
 typedef struct options {
     bool all, bench, verbose, cuda, overlap, no_wgmma, wgmma_attention;
+    lw_precision precision;
     const char *op, *tactic, *shape, *model;
     uint64_t seed;
     int32_t repeat, chance;
@@ -34,6 +35,7 @@ static const char usage[] =
     "  --all            the long list: SD1.5 at 256x384 pixels, 2,000 and more shapes by chance\n"
     "  --bench          times instead of checks, as TSV\n"
     "  --backend NAME   cpu (default) or cuda\n"
+    "  --precision NAME of cpu: fp32 (default) or bf16; exit 77 where the CPU cannot\n"
     "  --overlap        of cuda: launches begin while the one before ends\n"
     "  --no-wgmma       of cuda: without the Hopper products\n"
     "  --wgmma-attention  of cuda: with the Hopper attention\n"
@@ -62,7 +64,9 @@ static bool parse(int argc, char **argv, options *o) {
             i++;
             if (!strcmp(flag, "--backend") && !strcmp(value, "cuda")) o->cuda = true;
             else if (!strcmp(flag, "--backend") && !strcmp(value, "cpu")) o->cuda = false;
-            else if (!strcmp(flag, "--op")) o->op = value;
+            else if (!strcmp(flag, "--precision")) {
+                if (lw_precision_from_name(value, &o->precision, NULL) != LW_OK) return false;
+            } else if (!strcmp(flag, "--op")) o->op = value;
             else if (!strcmp(flag, "--tactic")) o->tactic = value;
             else if (!strcmp(flag, "--shape")) o->shape = value;
             else if (!strcmp(flag, "--model")) o->model = value;
@@ -80,7 +84,7 @@ static bool parse(int argc, char **argv, options *o) {
 
 static lw_status open_backends(const options *o, ck_machine *m, lw_error *err) {
     LW_TRY(lw_cpu_open(&m->reference, &(lw_cpu_params){.references_only = true}, err));
-    if (!o->cuda) return lw_cpu_open(&m->backend, &(lw_cpu_params){0}, err);
+    if (!o->cuda) return lw_cpu_open(&m->backend, &(lw_cpu_params){.precision = o->precision}, err);
 #ifdef LW_HAVE_CUDA
     return lw_cuda_open(
         &m->backend,
@@ -125,7 +129,7 @@ int main(int argc, char **argv) {
     if (!o.bench) wait_passively(argv);
     if (open_backends(&o, &m, &err) != LW_OK) {
         fprintf(stderr, "lw_check: %s\n", err.message);
-        return 1;
+        return o.precision == LW_PRECISION_BF16 && !o.cuda ? 77 : 1;
     }
     m.seed = o.seed;
     m.tactic = o.tactic;

@@ -28,6 +28,18 @@ job 0 -i in.ppm -o b.$png --device auto; that cmp -s a.$png b.$png
 job 6 -i in.ppm -o x.$png --device cuda; says "cuda:0"; absent x.$png
 unset CUDA_VISIBLE_DEVICES
 
+# bf16 where the CPU has products of it, else one error; fp16 on none.
+job 2 -i in.ppm -o x.$png --device cpu --precision fp16; says "precision fp16: a CPU runs fp32"; absent x.$png
+if grep -q avx512_bf16 /proc/cpuinfo; then
+    job 0 -i in.ppm -o half.$png --device cpu --precision bf16 --json; prints '"precision": "bf16"'
+    checks=$((checks + 1)); cmp -s a.$png half.$png && fail "--precision bf16 changes nothing"
+    if [ $png = png ]; then
+        run 0 generate -m "$model" --from-image half.png -i in.ppm -o again.png --device cpu; that cmp -s half.png again.png
+    fi
+else
+    job 2 -i in.ppm -o x.$png --device cpu --precision bf16; says "precision bf16: this CPU has no avx512_bf16"; absent x.$png
+fi
+
 # The edges as a ready map, and latents out and in.
 job 0 --control-image edges.$png -o e.$png --save-latents e.npy; that cmp -s a.npy e.npy
 job 0 -i in.ppm -o f.$png --init-latents a.npy

@@ -5,6 +5,7 @@
 #include "fixture.h"
 
 #include "base/rng.h"
+#include "cpu/kernels.h"
 #include "linework.h"
 
 static fixture job;
@@ -13,7 +14,7 @@ static void ok(lw_status status, const lw_error *err) {
     if (status != LW_OK) fail_msg("%s: %s", lw_status_name(status), err->message);
 }
 
-static lw_engine *open_model(const char *model, int threads) {
+static lw_engine *open_precise(const char *model, int threads, lw_precision precision) {
     lw_engine_params params;
     lw_engine *engine = NULL;
     lw_error err = {0};
@@ -21,11 +22,16 @@ static lw_engine *open_model(const char *model, int threads) {
     params.model = model;
     params.device = LW_DEVICE_CPU;
     params.threads = threads;
+    params.precision = precision;
     ok(lw_engine_open(&engine, &params, &err), &err);
     return engine;
 }
 
-static lw_engine *open_engine(int threads) { return open_model(LW_TEST_DATA "/tiny/model.safetensors", threads); }
+static lw_engine *open_model(const char *model, int threads) { return open_precise(model, threads, LW_PRECISION_AUTO); }
+
+static const char tiny_model[] = LW_TEST_DATA "/tiny/model.safetensors",
+                  demo_model[] = LW_SOURCE_DIR "/models/demo/model.safetensors";
+static lw_engine *open_engine(int threads) { return open_model(tiny_model, threads); }
 
 static lw_image map_of(const fixture *f, const char *edges) {
     union {
@@ -129,7 +135,7 @@ static void same_as_pytorch(void **state) {
  * (tools/reference/README.md). */
 static void demo_as_pytorch(void **state) {
     (void)state;
-    lw_engine *engine = open_model(LW_SOURCE_DIR "/models/demo/model.safetensors", 2);
+    lw_engine *engine = open_model(demo_model, 2);
     lw_session *session = NULL;
     lw_image map;
     lw_control control;
@@ -205,22 +211,21 @@ static void assert_same_picture(const lw_result *a, uint32_t i, const lw_result 
     assert_memory_equal(a->latents + i * latents, b->latents + k * latents, latents * sizeof(float));
 }
 
-/* 1 and 2 threads, and every place in a batch: the same bits. */
-static void same_bits(void **state) {
-    (void)state;
+/* 1, 2 and 3 threads, and every place in a batch: the same bits. */
+static void same_bits_of(const char *model, lw_precision precision) {
     lw_image map;
     lw_control control;
     lw_request r = base_request(&map, &control);
-    lw_result results[3];
+    lw_result results[4];
     lw_error err = {0};
     float *same = NULL;
     r.steps = 4;
-    for (int threads = 1; threads <= 2; threads++) {
-        lw_engine *engine = open_engine(threads);
+    for (int threads = 1; threads <= 3; threads++) {
+        lw_engine *engine = open_precise(model, threads, precision);
         lw_session *session = NULL;
         ok(lw_session_open(&session, engine, &err), &err);
         generate(session, &r, &results[threads]);
-        if (threads == 2) { /* three samples that begin with the same noise */
+        if (threads == 3) { /* three samples that begin with the same noise */
             size_t n = (size_t)map.width * (size_t)map.height / 16;
             same = malloc(3 * n * sizeof *same);
             for (size_t i = 0; i < 3 * n; i++) same[i] = ((const float *)fixture_data(&job, "x_T", NULL))[i % n];
@@ -232,10 +237,77 @@ static void same_bits(void **state) {
         lw_engine_close(&engine);
     }
     assert_same_picture(&results[1], 0, &results[2], 0);
+    assert_same_picture(&results[1], 0, &results[3], 0);
     assert_same_picture(&results[0], 0, &results[0], 1);
     assert_same_picture(&results[0], 0, &results[0], 2);
-    for (int i = 0; i < 3; i++) lw_result_free(&results[i]);
+    for (int i = 0; i < 4; i++) lw_result_free(&results[i]);
     free(same);
+}
+
+static void same_bits(void **state) {
+    (void)state;
+    same_bits_of(tiny_model, LW_PRECISION_FP32);
+}
+
+/* Where the CPU has no products of bf16: one error that says so. */
+static void need_bf16(void) {
+    if (lw_cpu_kernels_bf16()) return;
+    lw_engine_params params;
+    lw_engine *engine = NULL;
+    lw_error err = {0};
+    lw_engine_params_init(&params);
+    params.model = tiny_model;
+    params.device = LW_DEVICE_CPU;
+    params.precision = LW_PRECISION_BF16;
+    assert_int_equal(lw_engine_open(&engine, &params, &err), LW_EINVAL);
+    assert_non_null(strstr(err.message, "avx512_bf16"));
+    print_message("SKIPPED: %s\n", err.message);
+    skip();
+}
+
+static void same_bits_in_bf16(void **state) {
+    (void)state;
+    need_bf16();
+    same_bits_of(tiny_model, LW_PRECISION_BF16);
+    same_bits_of(demo_model, LW_PRECISION_BF16);
+}
+
+/* The whole demo job in bf16: the picture of fp32 but for what nobody sees, and not the same one. */
+static void bf16_is_near(void **state) {
+    (void)state;
+    need_bf16();
+    static const lw_precision precisions[] = {LW_PRECISION_FP32, LW_PRECISION_BF16};
+    fixture f = fixture_open("demo/job");
+    lw_result results[2];
+    lw_plan_info plans[2] = {{.size = sizeof plans[0]}, {.size = sizeof plans[1]}};
+    for (int i = 0; i < 2; i++) {
+        lw_engine *engine = open_precise(demo_model, 2, precisions[i]);
+        lw_session *session = NULL;
+        lw_image map;
+        lw_control control;
+        lw_request r = base_request(&map, &control);
+        lw_error err = {0};
+        map = map_of(&f, "edges");
+        r.prompt = json_string_value(json_object_get(json_object_get(f.header, "__metadata__"), "prompt"));
+        ok(lw_estimate(engine, &r, &plans[i], &err), &err);
+        ok(lw_session_open(&session, engine, &err), &err);
+        generate(session, &r, &results[i]);
+        lw_session_close(&session);
+        lw_engine_close(&engine);
+    }
+    size_t n = (size_t)results[0].width * (size_t)results[0].height * 3;
+    double squares = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d = (double)results[0].images[0].data[i] - (double)results[1].images[0].data[i];
+        squares += d * d;
+    }
+    double psnr = 10 * log10(255.0 * 255 * (double)n / squares),
+           share = (double)plans[1].weights_bytes / (double)plans[0].weights_bytes;
+    print_message("bf16: %.1f dB from fp32, %.0f %% of its weights' bytes\n", psnr, 100 * share);
+    if (!(psnr >= 35 && squares > 0)) fail_msg("the picture is %.1f dB from that of fp32, at least 35", psnr);
+    if (!(share < 0.8)) fail_msg("weights take %.2f of those of fp32", share);
+    for (int i = 0; i < 2; i++) lw_result_free(&results[i]);
+    fixture_close(&f);
 }
 
 /* A job's noise is the generator's first draw, then one draw a step; giving the first one changes nothing. */
@@ -444,6 +516,7 @@ int main(void) {
         cmocka_unit_test(same_as_pytorch),        cmocka_unit_test(demo_as_pytorch),
         cmocka_unit_test(samplers_as_diffusers),  cmocka_unit_test(noise_is_the_generators),
         cmocka_unit_test(prompts_are_joined),     cmocka_unit_test(same_bits),
+        cmocka_unit_test(same_bits_in_bf16),      cmocka_unit_test(bf16_is_near),
         cmocka_unit_test(cancels_leave_no_trace), cmocka_unit_test(bad_requests),
         cmocka_unit_test(estimate_is_right),
     };

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * The fp32 loops of every instruction set that this CPU has, each against the formulas in double: lw_check sees only
+ * The loops of every instruction set that this CPU has, each against the formulas in double: lw_check sees only
  * the widest. Lengths run over every vector tail. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -21,6 +21,7 @@ static const lw_kernels *table(int i) {
 #if defined(__x86_64__)
     if (i == 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &lw_kernels_avx2;
     if (i == 2 && lw_cpu_kernels() == &lw_kernels_avx512) return &lw_kernels_avx512;
+    if (i == 3) return lw_cpu_kernels_bf16();
 #endif
     return NULL;
 }
@@ -34,14 +35,39 @@ static void draw_all(float *v, int n) {
     for (int i = 0; i < n; i++) v[i] = draw();
 }
 
-static void expect_near(const lw_kernels *k, const char *what, int32_t c, const float *got, const double *want, int n) {
+static void expect_within(double nmse, const lw_kernels *k, const char *what, int32_t c, const float *got,
+                          const double *want, int n) {
     double diff = 0, sum = 1e-30;
     for (int i = 0; i < n; i++) {
         diff += ((double)got[i] - want[i]) * ((double)got[i] - want[i]);
         sum += want[i] * want[i];
     }
-    if (!(diff <= 1e-10 * sum)) fail_msg("%s: %s of %d: NMSE %g", k->name, what, c, diff / sum);
+    if (!(diff <= nmse * sum)) fail_msg("%s: %s of %d: NMSE %g", k->name, what, c, diff / sum);
     assert_true(isnan(got[n])); /* nothing is written behind the last */
+}
+
+static void expect_near(const lw_kernels *k, const char *what, int32_t c, const float *got, const double *want, int n) {
+    expect_within(1e-10, k, what, c, got, want, n);
+}
+
+/* What an operand keeps of a value. */
+static double operand(const lw_kernels *k, float x) {
+    return (double)(k->pair > 1 ? lw_bf16_to_f32(lw_f32_to_bf16(x)) : x);
+}
+
+/* round_words keeps every value's nearest, and writes no more than its words. */
+static void check_words(const lw_kernels *k, int32_t n) {
+    static float x[MAX], y[MAX + 1];
+    uint16_t half[2];
+    draw_all(x, n);
+    y[n / k->pair] = NAN;
+    k->round_words(x, n, y);
+    assert_true(isnan(y[n / k->pair]));
+    for (int i = 0; i < n; i++) {
+        memcpy(half, &y[i / k->pair], sizeof half);
+        double got = (double)(k->pair > 1 ? lw_bf16_to_f32(half[i % 2]) : y[i]);
+        assert_true(got == operand(k, x[i]));
+    }
 }
 
 static const lw_act acts[] = {LW_ACT_NONE, LW_ACT_SILU, LW_ACT_GELU, LW_ACT_QUICK_GELU};
@@ -101,11 +127,12 @@ static void check_stats(const lw_kernels *k, int32_t rows, int32_t c) {
 }
 
 static void check_attention(const lw_kernels *k, int32_t len, int32_t d, int32_t rows, int32_t first_row) {
+    d = (d + k->pair - 1) / k->pair * k->pair;
     int32_t lp = (len + 2 * k->width - 1) / (2 * k->width) * (2 * k->width),
             dp = (d + k->width - 1) / k->width * k->width;
     float *q = lw_alloc((size_t)(rows * d), 4), *key = lw_alloc((size_t)(len * d), 4),
           *v = lw_alloc((size_t)(len * d), 4);
-    float *kt = lw_alloc_aligned((size_t)(d * lp) * 4), *vp = lw_alloc_aligned((size_t)(len * dp) * 4);
+    float *kt = lw_alloc_aligned((size_t)(d * lp) * 4), *vp = lw_alloc_aligned((size_t)((len + 1) * dp) * 4);
     float *got = lw_alloc((size_t)(rows * d + 1), 4);
     double *want = lw_alloc((size_t)(rows * d), 8), scale = 1 / sqrt((double)d);
     draw_all(q, rows * d);
@@ -118,30 +145,35 @@ static void check_attention(const lw_kernels *k, int32_t len, int32_t d, int32_t
         double sum = 0;
         for (int t = 0; t < len && (first_row < 0 || t <= first_row + r); t++) {
             double logit = 0;
-            for (int i = 0; i < d; i++) logit += (double)q[r * d + i] * (double)key[t * d + i];
+            for (int i = 0; i < d; i++) logit += (double)q[r * d + i] * operand(k, key[t * d + i]);
             double e = exp(logit * scale);
             sum += e;
-            for (int i = 0; i < d; i++) want[r * d + i] += e * (double)v[t * d + i];
+            for (int i = 0; i < d; i++) want[r * d + i] += e * operand(k, v[t * d + i]);
         }
         for (int i = 0; i < d; i++) want[r * d + i] /= sum;
     }
-    expect_near(k, "attention_block", d, got, want, rows * d);
+    /* Scaled queries and weights are rounded too: a query's rounding is one of its logits', of some units here. */
+    expect_within(k->pair > 1 ? 2e-5 : 1e-10, k, "attention_block", d, got, want, rows * d);
     lw_free(q), lw_free(key), lw_free(v), lw_free(kt), lw_free(vp), lw_free(got), lw_free(want);
 }
 
 static void check_multiply(const lw_kernels *k, int32_t rows, int32_t n, bool add) {
-    int32_t wide = 2 * k->width, stride = n + 3, c_stride = wide + 5;
+    int32_t wide = 2 * k->width, stride = n + 3, c_stride = wide + 5, pair = k->pair;
     float *a = lw_alloc((size_t)(rows * stride), 4), *b = lw_alloc_aligned((size_t)(n * wide) * 4),
+          *av = lw_alloc((size_t)(rows * stride * pair), 4), *bv = lw_alloc((size_t)(n * wide * pair), 4),
           *c = lw_alloc((size_t)(rows * c_stride + 1), 4), *last = lw_alloc((size_t)wide, 4);
     double *want = lw_alloc((size_t)(rows * c_stride), 8);
-    draw_all(a, rows * stride);
-    draw_all(b, n * wide);
+    draw_all(av, rows * stride * pair);
+    draw_all(bv, n * wide * pair); /* the values of a word follow each other */
     draw_all(c, rows * c_stride);
+    k->round_words(av, rows * stride * pair, a);
+    k->round_words(bv, n * wide * pair, b);
     memcpy(last, c + (rows - 1) * c_stride, (size_t)wide * 4);
     for (int i = 0; i < rows * c_stride; i++) {
         want[i] = add || i % c_stride >= wide ? (double)c[i] : 0;
-        for (int t = 0; t < n && i % c_stride < wide; t++)
-            want[i] += (double)a[i / c_stride * stride + t] * (double)b[t * wide + i % c_stride];
+        for (int t = 0; t < n * pair && i % c_stride < wide; t++)
+            want[i] += operand(k, av[i / c_stride * stride * pair + t]) *
+                       operand(k, bv[(t / pair * wide + i % c_stride) * pair + t % pair]);
     }
     c[rows * c_stride] = NAN;
     k->multiply(a, stride, rows, b, n, add, c, c_stride, b);
@@ -149,7 +181,7 @@ static void check_multiply(const lw_kernels *k, int32_t rows, int32_t n, bool ad
     k->multiply(a + (rows - 1) * stride, stride, 1, b, n, add, last, wide,
                 b); /* alone or beside others: the same bits */
     assert_memory_equal(last, c + (rows - 1) * c_stride, (size_t)wide * 4);
-    lw_free(a), lw_free(b), lw_free(c), lw_free(last), lw_free(want);
+    lw_free(a), lw_free(b), lw_free(av), lw_free(bv), lw_free(c), lw_free(last), lw_free(want);
 }
 
 static void check_finish(const lw_kernels *k, lw_act act, int32_t c, bool residual) {
@@ -188,7 +220,9 @@ static void check_finish(const lw_kernels *k, lw_act act, int32_t c, bool residu
 /* One tile by Winograd against the sum it stands for. */
 static void check_winograd(const lw_kernels *k) {
     enum { MOST = 32, C = 2 * MOST, STRIDE = C * MOST };
-    static float in[36 * C], g[C * 9 * MOST], v[36 * STRIDE], u[36 * STRIDE], m[36 * STRIDE], got[16 * MOST + 1];
+    static float in[36 * C], g[C * 9 * MOST], v[36 * STRIDE], u[36 * STRIDE], m[36 * STRIDE], got[16 * MOST + 1],
+        rounded[C * 9 * MOST];
+    static uint16_t half[C * 9 * MOST];
     double want[16 * MOST] = {0};
     const float *d[36];
     int32_t wide = 2 * k->width;
@@ -200,7 +234,15 @@ static void check_winograd(const lw_kernels *k) {
             want[i] += (double)in[((i / wide / 4 + t % 9 / 3) * 6 + i / wide % 4 + t % 3) * C + t / 9] *
                        (double)g[t * wide + i % wide];
     k->wino_input(d, C, v, STRIDE);
-    k->wino_weights(g, C, u, STRIDE);
+    for (int i = 0; i < C * 9 * wide; i++) {
+        half[i] = lw_f32_to_bf16(g[i]);
+        rounded[i] = lw_bf16_to_f32(half[i]);
+    }
+    k->wino_weights(half, true, C, u, STRIDE);
+    k->wino_weights(rounded, false, C, m, STRIDE);
+    for (int i = 0; i < 36; i++) assert_memory_equal(u + i * STRIDE, m + i * STRIDE, (size_t)(C * wide) * 4);
+    if (k->pair > 1) return; /* its products are not of what the transforms give */
+    k->wino_weights(g, false, C, u, STRIDE);
     for (int i = 0; i < 36; i++) k->multiply(v + i * STRIDE, C, 1, u + i * STRIDE, C, false, m + i * STRIDE, wide, u);
     got[16 * wide] = NAN;
     k->wino_output(m, STRIDE, got);
@@ -219,11 +261,12 @@ static void check_products(const lw_kernels *k) {
 static void test_every_table(void **state) {
     int checked = 0;
     (void)state;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         const lw_kernels *k = table(i);
         if (!k) continue;
         checked++;
         for (int32_t c = 1; c <= 70; c++) check_rows(k, c);
+        for (int32_t n = k->pair; n <= 70; n += k->pair) check_words(k, n);
         check_rows(k, 320);
         check_rows(k, MAX);
         for (int32_t c = 1; c < 37; c++) check_stats(k, 1 + c % 64, c);
@@ -237,7 +280,8 @@ static void test_every_table(void **state) {
         check_attention(k, 1100, 12, k->attention_rows, 511);
         check_attention(k, 33, LW_ATTENTION_MAX_D, 2, -1);
     }
-    print_message("%d instruction sets, the widest is %s\n", checked, lw_cpu_kernels()->name);
+    print_message("%d instruction sets, the widest is %s; %s\n", checked, lw_cpu_kernels()->name,
+                  lw_cpu_kernels_bf16() ? "products of bf16 too" : "none has products of bf16: they are not tested");
     assert_true(checked > 0);
 }
 
@@ -246,7 +290,7 @@ static void test_extremes(void **state) {
     (void)state;
     static const float x[] = {-1000, -100, -88, -30, -1e-30f, 0, 1e-30f, 30, 88, 100, 1000, 1e30f, -1e30f};
     enum { N = sizeof x / sizeof *x };
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         const lw_kernels *k = table(i);
         if (!k) continue;
         for (int t = 1; t < 4; t++) {

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""What one step, one decode and a picture cost on a CPU in fp32: linework and its peers, in one run.
+"""What one step, one decode and a picture cost on a CPU: linework and its peers, in one run.
 
-usage: cpu.py [--size 256x384] [--threads N] [--processor-time] [--rounds 2] [--repeat 3] [--work DIR] [--build build]
+usage: cpu.py [--size 256x384] [--threads N] [--processor-time] [--precision fp32|bf16] [--rounds 2] [--repeat 3] [--work DIR] [--build build]
               [SYSTEM…]
 
 Needs PyTorch and diffusers, openvino and stable-diffusion-cpp-python (all from PyPI), a C compiler and oneDNN 2.6.
@@ -11,13 +11,14 @@ SYSTEMs, all without any named:
   tuned     the same after tuning
   onednn    the sum of oneDNN's own best times for the step's and the decoder's convolutions and products, every one by
             itself (cpu_onednn.c): a floor for whoever does nothing but call it
-  openvino  OpenVINO with INFERENCE_PRECISION_HINT f32, converted from the PyTorch modules by itself
+  openvino  OpenVINO with INFERENCE_PRECISION_HINT f32 (or bf16), converted from the PyTorch modules by itself
   eager     PyTorch, channels last
   sdcpp     stable-diffusion.cpp: half of what two steps more take; its decoder is not timed by itself
 
 A step is ControlNet and UNet on both guidance passes. The networks have Stable Diffusion 1.5's and ControlNet 1.0's
 shapes; the weights are random and decide no time. Each system has a process of its own, so that its peak of memory is
 its own; --rounds lets all of them take turns, so that a drift of the machine is seen; the best of all turns counts.
+--precision bf16 is of linework, tuned and openvino alone, which are then all that run without any named.
 On a machine that others use, --processor-time counts what the process got of it, on one thread.
 DIR takes 7 GB for OpenVINO's files and 6 GB for stable-diffusion.cpp's, and is used again; a process takes up to 13 GiB.
 """
@@ -33,6 +34,7 @@ import time
 from gpu import networks
 
 SYSTEMS = ('linework', 'onednn', 'openvino', 'tuned', 'eager', 'sdcpp')
+IN_BF16 = ('linework', 'openvino', 'tuned')
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -41,6 +43,7 @@ def parse():
     p.add_argument('--size', default='256x384', help='height x width of the picture')
     p.add_argument('--threads', type=int, default=os.cpu_count())
     p.add_argument('--processor-time', action='store_true')
+    p.add_argument('--precision', default='fp32', choices=('fp32', 'bf16'))
     p.add_argument('--rounds', type=int, default=2)
     p.add_argument('--repeat', type=int, default=3)
     p.add_argument('--work', default='/tmp/linework-peers')
@@ -51,6 +54,9 @@ def parse():
     for s in args.systems:
         if s not in SYSTEMS:
             p.error(f'{s} is none of {", ".join(SYSTEMS)}')
+        if args.precision == 'bf16' and s not in IN_BF16:
+            p.error(f'{s} is in fp32 only; in bf16 there are {", ".join(IN_BF16)}')
+    args.systems = args.systems or (IN_BF16 if args.precision == 'bf16' else SYSTEMS)
     if args.processor_time:
         args.threads = 1
     args.height, args.width = (int(v) for v in args.size.split('x'))
@@ -143,7 +149,7 @@ def run_openvino(args):
     core, out = openvino.Core(), dict(version=openvino.__version__)
     for name, example in zip(('step', 'decode'), inputs(args)):
         model = core.compile_model(os.path.join(args.work, f'{name}_{args.size}.xml'), 'CPU', {
-            'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': args.threads, 'PERFORMANCE_HINT': 'LATENCY'})
+            'INFERENCE_PRECISION_HINT': {'fp32': 'f32'}.get(args.precision, args.precision), 'INFERENCE_NUM_THREADS': args.threads, 'PERFORMANCE_HINT': 'LATENCY'})
         request, arrays = model.create_infer_request(), [e.numpy() for e in example]
         out[name] = best(args, lambda: request.infer(arrays))
         del request, model
@@ -206,8 +212,8 @@ def run_onednn(args):
 def run_linework(args, *more):
     steps = max(2, args.repeat)
     text = subprocess.run([os.path.join(args.build, 'bin/linework-bench'), 'latency', '--device', 'cpu', '--threads',
-                           str(args.threads), '--size', f'{args.width}x{args.height}', '--steps', str(steps), '--repeat',
-                           '2'] + ['--processor-time'] * args.processor_time + list(more), capture_output=True, text=True, check=True).stdout
+                           str(args.threads), '--precision', args.precision, '--size', f'{args.width}x{args.height}', '--steps', str(steps),
+                           '--repeat', '2'] + ['--processor-time'] * args.processor_time + list(more), capture_output=True, text=True, check=True).stdout
     out = {k: float(v) for k, v in re.findall(r'^(\w+)\t([\d.]+) ms', text, re.M)}
     return dict(step=out['steps'] / steps, decode=out['decode'], version=text.splitlines()[0].strip('# '))
 
@@ -248,7 +254,7 @@ def one(args):
 
 def ask(args, system):
     command = [sys.executable, os.path.abspath(__file__), '--one', system]
-    for name in ('size', 'threads', 'repeat', 'work', 'build'):
+    for name in ('size', 'threads', 'precision', 'repeat', 'work', 'build'):
         command += ['--' + name, str(getattr(args, name))]
     command += ['--processor-time'] * args.processor_time
     done = subprocess.run(command, capture_output=True, text=True)
@@ -272,7 +278,7 @@ def main():
         return one(args)
     results = collections.defaultdict(list)
     for _ in range(args.rounds):
-        for system in args.systems or SYSTEMS:
+        for system in args.systems:
             results[system] += [r for r in [ask(args, system)] if r]
     rows = {}
     for system, all_turns in results.items():
