@@ -252,7 +252,6 @@ lw_status bench_job_outputs(bench_job *job, const char *path, bool compare, doub
             lw_free(values);
             if (status != LW_OK && !compare) goto out;
             if (first == LW_OK) first = status; /* the other outputs are told too */
-            status = LW_OK;
         }
         /* the decoder's own input, so that the step's error is not in it */
         if (runs[i].program == BENCH_STEP) LW_GO(bench_job_restart(job, err));

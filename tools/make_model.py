@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: MIT
 """The bytes of `linework make-model --like sd15 --layout ldm`, made by numpy from the description in docs/model-files.md.
 
-    tools/make_model.py OUT.safetensors [--dtype fp32|fp16|bf16] [--seed N] [--small]
-    tools/make_model.py --check MODEL   [--dtype fp32|fp16|bf16] [--seed N] [--small]
+    tools/make_model.py OUT.safetensors  [--dtype fp32|fp16|bf16] [--seed N] [--small]
+    tools/make_model.py --check MODEL... [--dtype fp32|fp16|bf16] [--seed N] [--small]
 
-The second holds a file or folder of any layout against the same description: every tensor of the networks in it is there,
+The second holds files or folders of any layout against the same description: every tensor of the networks in it is there,
 under its name, in its shape and type, with these very bytes. Nothing is shared with the C code but that description, and
 diffusers' names are what diffusers made of LDM's (tests/data/weights/names.tsv). tests/cli/models.sh runs both."""
 import argparse
@@ -289,20 +289,20 @@ def check(path, wanted, tables, seed):
     networks = {prefix_of(k) for k in got}
     missing = {k for k in wanted if prefix_of(k) in networks} - got.keys()
     if missing or got.keys() - wanted.keys():
-        return f"missing {sorted(missing)[:3]}, extra {sorted(got.keys() - wanted.keys())[:3]}"
+        return f"{path}: missing {sorted(missing)[:3]}, extra {sorted(got.keys() - wanted.keys())[:3]}"
     for k, (dtype, shape, data) in got.items():
         want_dtype, role, want = wanted[k]
         if (dtype, shape) != (want_dtype, want):
-            return f"{k} is {dtype} {shape}, not {want_dtype} {want}"
+            return f"{path}: {k} is {dtype} {shape}, not {want_dtype} {want}"
         data, at = data(), 0
         for part in tensor_bytes(k, dtype, role, want, tables, seed):
             if data[at:at + len(part)].tobytes() != part:
-                return f"{k} has other values from byte {at} on"
+                return f"{path}: {k} has other values from byte {at} on"
             at += len(part)
         if at != len(data):
-            return f"{k} has {len(data)} bytes, not {at}"
+            return f"{path}: {k} has {len(data)} bytes, not {at}"
     print(f"{path}: {len(got)} tensors of {len(networks - {''})} networks, as described")
-    return 0
+    return None
 
 
 def tensor_bytes(k, dtype, role, shape, tables, seed):
@@ -318,7 +318,7 @@ def tensor_bytes(k, dtype, role, shape, tables, seed):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("out", metavar="FILE|DIR")
+    p.add_argument("paths", metavar="FILE|DIR", nargs="+")
     p.add_argument("--check", action="store_true")
     p.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32")
     p.add_argument("--seed", type=int, default=1)
@@ -330,7 +330,9 @@ def main():
                for k, (role, shape) in Shapes(WIDTHS[a.small]).of.items()}
     tensors |= {k: ("F32", "schedule", (1000,)) for k in tables}
     if a.check:
-        sys.exit(check(a.out, tensors, tables, a.seed))
+        sys.exit("\n".join(filter(None, (check(path, tensors, tables, a.seed) for path in a.paths))) or 0)
+    if len(a.paths) > 1:
+        p.error("one model is made at a time")
     rank = {"I64": 0, "F32": 1, "BF16": 2, "F16": 3}  # the format's own writer: larger types first, then by name
     size = {"I64": 8, "F32": 4, "BF16": 2, "F16": 2}
     order = sorted(tensors, key=lambda k: (rank[tensors[k][0]], k))
@@ -342,7 +344,7 @@ def main():
         at = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(a.out, "wb") as f:
+    with open(a.paths[0], "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for k in order:
             f.writelines(tensor_bytes(k, *tensors[k], tables, a.seed))

@@ -10,25 +10,25 @@
 static const struct tell {
     const char *piece;
     int dim;
-    int64_t value;
     bool last;
+    int64_t value;
     const char *name, *advice;
 } tells[] = {
-    {"conditioner.embedders.", 0, 0, false, "Stable Diffusion XL", "use a Stable Diffusion 1.5 model"},
-    {"add_embedding.linear_1.", 0, 0, false, "Stable Diffusion XL", "use a Stable Diffusion 1.5 model"},
-    {"attn2.to_k.weight", 1, 2048, true, "Stable Diffusion XL", "use a Stable Diffusion 1.5 model"},
-    {"cond_stage_model.model.", 0, 0, false, "Stable Diffusion 2", "use a Stable Diffusion 1.5 model"},
-    {"attn2.to_k.weight", 1, 1024, true, "Stable Diffusion 2", "use a Stable Diffusion 1.5 model"},
-    {"joint_blocks.0.", 0, 0, false, "Stable Diffusion 3", "use a Stable Diffusion 1.5 model"},
-    {"double_blocks.0.", 0, 0, false, "Flux", "use a Stable Diffusion 1.5 model"},
-    {"lora_down.weight", 0, 0, true, "a LoRA", "merge it into its model with the program that you train with"},
-    {"lora.down.weight", 0, 0, true, "a LoRA", "merge it into its model with the program that you train with"},
-    {"lora_A.weight", 0, 0, true, "a LoRA", "merge it into its model with the program that you train with"},
-    {"emb_params", 0, 0, true, "a textual inversion", "give a whole model"},
-    {"string_to_param", 0, 0, false, "a textual inversion", "give a whole model"},
-    {"adapter.body.0.", 0, 0, false, "a T2I-Adapter", "use a ControlNet"},
-    {"input_blocks.0.0.weight", 1, 9, true, "Stable Diffusion inpainting", "use the model without inpainting"},
-    {"input_blocks.0.0.weight", 1, 8, true, "InstructPix2Pix", "use a Stable Diffusion 1.5 model"},
+    {"conditioner.embedders.", 0, false, 0, "Stable Diffusion XL", "use a Stable Diffusion 1.5 model"},
+    {"add_embedding.linear_1.", 0, false, 0, "Stable Diffusion XL", "use a Stable Diffusion 1.5 model"},
+    {"attn2.to_k.weight", 1, true, 2048, "Stable Diffusion XL", "use a Stable Diffusion 1.5 model"},
+    {"cond_stage_model.model.", 0, false, 0, "Stable Diffusion 2", "use a Stable Diffusion 1.5 model"},
+    {"attn2.to_k.weight", 1, true, 1024, "Stable Diffusion 2", "use a Stable Diffusion 1.5 model"},
+    {"joint_blocks.0.", 0, false, 0, "Stable Diffusion 3", "use a Stable Diffusion 1.5 model"},
+    {"double_blocks.0.", 0, false, 0, "Flux", "use a Stable Diffusion 1.5 model"},
+    {"lora_down.weight", 0, true, 0, "a LoRA", "merge it into its model with the program that you train with"},
+    {"lora.down.weight", 0, true, 0, "a LoRA", "merge it into its model with the program that you train with"},
+    {"lora_A.weight", 0, true, 0, "a LoRA", "merge it into its model with the program that you train with"},
+    {"emb_params", 0, true, 0, "a textual inversion", "give a whole model"},
+    {"string_to_param", 0, false, 0, "a textual inversion", "give a whole model"},
+    {"adapter.body.0.", 0, false, 0, "a T2I-Adapter", "use a ControlNet"},
+    {"input_blocks.0.0.weight", 1, true, 9, "Stable Diffusion inpainting", "use the model without inpainting"},
+    {"input_blocks.0.0.weight", 1, true, 8, "InstructPix2Pix", "use a Stable Diffusion 1.5 model"},
 };
 
 static bool matches(const struct tell *t, const lw_tensor *tensor) {

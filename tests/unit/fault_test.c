@@ -3,11 +3,23 @@
  * works and gives the same picture. Default: a spread of them; --all: every one, once and from there on. */
 #include "fixture.h"
 
+#include <time.h>
+#include <unistd.h>
+
 #include "base/base.h"
 
 static bool every;
 
 static const char model[] = LW_TEST_DATA "/tiny/model.safetensors";
+
+/* --all takes long: where it is, once a second on a terminal, else every 500 calls. */
+static void tell_progress(const char *what, long at, long n) {
+    static time_t last;
+    time_t now = time(NULL);
+    if (!every || (isatty(STDERR_FILENO) ? now == last : at % 500 != 0)) return;
+    last = now;
+    fprintf(stderr, "%s %ld of %ld\n", what, at, n);
+}
 
 /* Opens, makes a 64x64 picture in 2 steps, closes. out: the picture. */
 static lw_status whole_job(uint8_t out[64 * 64 * 3], lw_error *err) {
@@ -55,6 +67,7 @@ static void each_call_fails_once(void **state) {
     for (int again = 0; again <= (every ? 1 : 0); again++)
         for (long at = 1; at <= n; at += stride) {
             err = (lw_error){0};
+            tell_progress(again ? "all calls fail from" : "one call fails:", at, n);
             lw_fault_arm(at, again);
             lw_status status = whole_job(got, &err);
             lw_fault_arm(0, false);
@@ -88,6 +101,7 @@ static void each_allocation_of_json_fails_once(void **state) {
     assert_true(n > 1000);
     for (long at = 1; at <= n; at += every ? 1 : n / 40 | 1) {
         err = (lw_error){0};
+        tell_progress("one of jansson's allocations fails:", at, n);
         json_calls = 0;
         json_fails_at = at;
         lw_status status = whole_job(got, &err);
