@@ -102,7 +102,8 @@ static const opt_spec generate_specs[N_GEN] = {
         CHOICE("scheduler", schedulers, "reference", "the timesteps: ControlNet's own, evenly spaced, or Karras'"),
     [GEN_RNG] = CHOICE("rng", rngs, "cuda", "noise as PyTorch draws it on a GPU or on a CPU"),
     [GEN_DEVICE] = TEXT("device", 0, "auto|cpu|cuda[:N]", "auto", "where the networks run"),
-    [GEN_PRECISION] = CHOICE("precision", precisions, "auto", "auto is fp16 on CUDA and fp32 on a CPU, which runs bf16 too where it has avx512_bf16"),
+    [GEN_PRECISION] =
+        CHOICE("precision", precisions, "auto", "auto: fp16 on CUDA, fp32 on a CPU; bf16 there needs avx512_bf16"),
     [GEN_THREADS] = INT("threads", 't', 1, 1024, "as many as the machine has", "CPU threads"),
     [GEN_MAX_MEMORY] = {.name = "max-memory",
                         .kind = OPT_INT,
@@ -228,7 +229,8 @@ static const opt_spec tune_specs[N_TUNE] = {
     [TUNE_SAMPLES] = INT("samples", 'b', 1, 12, "1", "how many pictures the job makes as one batch"),
     [TUNE_CFG_SCALE] = NUMBER("cfg-scale", 0, 100, "9.0", "1 tunes the job of one pass a step"),
     [TUNE_DEVICE] = TEXT("device", 0, "auto|cpu|cuda[:N]", "auto", "where the networks run"),
-    [TUNE_PRECISION] = CHOICE("precision", precisions, "auto", "auto is fp16 on CUDA and fp32 on a CPU, which runs bf16 too where it has avx512_bf16"),
+    [TUNE_PRECISION] =
+        CHOICE("precision", precisions, "auto", "auto: fp16 on CUDA, fp32 on a CPU; bf16 there needs avx512_bf16"),
     [TUNE_THREADS] = INT("threads", 't', 1, 1024, "as many as the machine has", "CPU threads"),
 };
 
