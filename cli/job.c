@@ -134,8 +134,11 @@ static lw_status read_inputs(cli_job *job, lw_error *err) {
         cli_control *c = &job->controls[i];
         c->map.size = sizeof c->map;
         if (c->image) TRY(cli_read_picture(c->image, &c->map, NULL, c->sha256, err));
-        job->request_controls[i] =
-            (lw_control){.size = sizeof(lw_control), .map = c->image ? &c->map : NULL, .strength = c->strength, .start = c->start, .end = c->end};
+        job->request_controls[i] = (lw_control){.size = sizeof(lw_control),
+                                                .map = c->image ? &c->map : NULL,
+                                                .strength = c->strength,
+                                                .start = c->start,
+                                                .end = c->end};
     }
     r->controls = job->request_controls;
     r->n_controls = (uint32_t)job->n_controls;
@@ -193,8 +196,6 @@ static lw_status open_engine(cli_job *job, lw_error *err) {
     return status;
 }
 
-static const char *device_word(const cli_job *job) { return job->info.device == LW_DEVICE_CUDA ? "cuda" : "cpu"; }
-
 static const char *precision_word(const cli_job *job) {
     const char *name = lw_precision_name(job->info.precision);
     return name ? name : "?";
@@ -206,12 +207,12 @@ static void note_other_engine(const cli_job *job) {
     if (replay->model_hash && job->model_sha256[0] && strncmp(replay->model_hash, job->model_sha256, 10) != 0)
         cli_note("%s: is not the model that the parameters were used with (hash %.10s, not %.10s)", job->engine.model,
                  job->model_sha256, replay->model_hash);
-    bool device = replay->device && strcmp(replay->device, device_word(job)) != 0;
+    bool device = replay->device && strcmp(replay->device, lw_device_name(job->info.device)) != 0;
     bool precision = replay->precision && strcmp(replay->precision, precision_word(job)) != 0;
     if (device || precision)
         cli_note("the parameters were used on %s at %s, this is %s at %s: the result will be close, not the same",
-                 replay->device ? replay->device : "?", replay->precision ? replay->precision : "?", device_word(job),
-                 precision_word(job));
+                 replay->device ? replay->device : "?", replay->precision ? replay->precision : "?",
+                 lw_device_name(job->info.device), precision_word(job));
 }
 
 /* ---- computing and writing */
@@ -369,8 +370,8 @@ static lw_status tell_json(const cli_job *job, lw_error *err) {
         json_pack("{s:I, s:I}", "host", (json_int_t)r->peak_host_bytes, "device", (json_int_t)r->peak_device_bytes);
     json_t *o = json_pack("{s:o, s:s?, s:I, s:i, s:i, s:i, s:s, s:s, s:o, s:o, s:o}", "images", images, "control",
                           job->save_control, "seed", (json_int_t)r->seed, "width", r->width, "height", r->height,
-                          "steps", r->steps, "device", device_word(job), "precision", precision_word(job), "model",
-                          model_json(job), "timings_ms", times, "peak_bytes", peak);
+                          "steps", r->steps, "device", lw_device_name(job->info.device), "precision",
+                          precision_word(job), "model", model_json(job), "timings_ms", times, "peak_bytes", peak);
     lw_status status = o ? cli_print_json(o, err) : cli_fail(err, LW_EINPUT, "--json: a path is not UTF-8");
     json_decref(o);
     return status;
@@ -385,8 +386,8 @@ static lw_status tell_plan_json(const cli_job *job, lw_error *err) {
     json_t *o = json_pack("{s:b, s:i, s:i, s:i, s:i, s:I, s:s, s:s, s:s, s:s, s:o, s:o, s:f}", "dry_run", 1, "width",
                           p->width, "height", p->height, "samples", r->samples, "steps", p->steps, "seed",
                           (json_int_t)r->seed, "sampling_method", lw_sampler_name(r->sampler), "scheduler",
-                          lw_scheduler_name(r->scheduler), "device", device_word(job), "precision", precision_word(job),
-                          "model", model_json(job), "bytes", bytes, "gflop", p->gflop);
+                          lw_scheduler_name(r->scheduler), "device", lw_device_name(job->info.device), "precision",
+                          precision_word(job), "model", model_json(job), "bytes", bytes, "gflop", p->gflop);
     lw_status status = o ? cli_print_json(o, err) : cli_fail(err, LW_EINPUT, "--json: a path is not UTF-8");
     json_decref(o);
     return status;
@@ -431,7 +432,7 @@ static lw_status tell_text(const cli_job *job, lw_error *err) {
     if (!out) return cli_no_memory(err);
     for (int32_t i = 0; i < job->request.samples; i++)
         fprintf(out, "%s: %dx%d, seed %lld, %d steps, %.2f s on %s at %s\n", beside ? "picture" : job->outputs[i],
-                r->width, r->height, (long long)r->seed, r->steps, r->total_ms / 1e3, device_word(job),
+                r->width, r->height, (long long)r->seed, r->steps, r->total_ms / 1e3, lw_device_name(job->info.device),
                 precision_word(job));
     if (job->save_control) fprintf(out, "%s: the edges\n", job->save_control);
     if (job->save_latents) fprintf(out, "%s: the latents\n", job->save_latents);
@@ -439,8 +440,8 @@ static lw_status tell_text(const cli_job *job, lw_error *err) {
         fprintf(out,
                 "device %s\nms: load %.1f, edges %.1f, text %.1f, hint %.1f, steps %.1f, decode %.1f, encode %.1f, in "
                 "all %.1f\npeak MiB: host %.1f, device %.1f\nmodel %s, hash %.10s; tactics %s\n",
-                job->info.device_name ? job->info.device_name : device_word(job), r->load_ms, r->canny_ms, r->text_ms,
-                r->hint_ms, sum_of_steps(r), r->decode_ms, job->encode_ms, job->total_ms,
+                job->info.device_name ? job->info.device_name : lw_device_name(job->info.device), r->load_ms,
+                r->canny_ms, r->text_ms, r->hint_ms, sum_of_steps(r), r->decode_ms, job->encode_ms, job->total_ms,
                 (double)r->peak_host_bytes / 1048576, (double)r->peak_device_bytes / 1048576, job->engine.model,
                 job->model_sha256[0] ? job->model_sha256 : "unknown",
                 job->info.tactics_hash ? job->info.tactics_hash : "none");

@@ -138,7 +138,7 @@ static lw_status run(tuning *t, const opt_parsed *o, char **table, size_t *size,
     }
     TRY(open_engine(t, o, err));
     if (job->cache_dir) {
-        const char *device = job->info.device == LW_DEVICE_CUDA ? "cuda" : "cpu";
+        const char *device = lw_device_name(job->info.device);
         if (!(t->file = cli_format("%s/tactics-%s.json", job->cache_dir, device))) return cli_no_memory(err);
         TRY(cli_check_output(t->file, err));
     }

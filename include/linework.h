@@ -487,6 +487,7 @@ LW_API const char *lw_scheduler_name(lw_scheduler v);
 LW_API const char *lw_rng_name(lw_rng v);
 LW_API const char *lw_control_mode_name(lw_control_mode v);
 LW_API const char *lw_precision_name(lw_precision v);
+LW_API const char *lw_device_name(lw_device v); /* "auto", "cpu", "cuda" */
 
 #ifdef __cplusplus
 }

@@ -116,6 +116,7 @@ static const char *const samplers[] = {"ddim", "euler", "euler_a", "dpm++2m", "u
 static const char *const schedulers[] = {"reference", "discrete", "karras"};
 static const char *const rngs[] = {"cuda", "cpu"};
 static const char *const modes[] = {"balanced", "prompt", "control"};
+static const char *const device_names[] = {"auto", "cpu", "cuda"};
 static const char *const precisions[] = {"auto", "fp32", "fp16", "bf16"};
 
 #define N(array) (sizeof(array) / sizeof *(array))
@@ -146,3 +147,5 @@ NAMES(scheduler, "scheduler", schedulers)
 NAMES(rng, "rng", rngs)
 NAMES(control_mode, "control mode", modes)
 NAMES(precision, "precision", precisions)
+
+const char *lw_device_name(lw_device v) { return (size_t)v < N(device_names) ? device_names[v] : NULL; }

@@ -296,8 +296,7 @@ static lw_status request_weights(lw_params *params, lw_param w, const pack_user 
 /* ---- cutting */
 
 static int32_t at_most(int64_t v, int64_t most) { return (int32_t)(v > most ? most : v < 1 ? 1 : v); }
-static int32_t parts(int32_t n, int32_t each) { return (n + each - 1) / each; }
-static int32_t up_to(int32_t v, int32_t multiple) { return parts(v, multiple) * multiple; }
+static int32_t up_to(int32_t v, int32_t multiple) { return lw_parts(v, multiple) * multiple; }
 
 /* By the shape alone, never by the number of threads: chunks of some 5 MFLOP (tens of microseconds). Where a product's
  * weights are more than a core's cache, the output channels are cut first, so that each weight is read by one core
@@ -312,15 +311,15 @@ static cuts choose_cuts(const lw_product_args *p) {
     bool heavy = each * c * 2 > 512 * 1024; /* bytes of weights */
     cuts k = {.block = c, .band = n_rows, .n_pictures = rows ? 1 : pictures};
     int32_t left = want / k.n_pictures > 0 ? want / k.n_pictures : 1, shortest = rows ? 48 : 4;
-    if (rows && heavy) k.block = up_to(parts(c, at_most(c / 64, left)), 16);
-    k.n_blocks = parts(c, k.block);
+    if (rows && heavy) k.block = up_to(lw_parts(c, at_most(c / 64, left)), 16);
+    k.n_blocks = lw_parts(c, k.block);
     left /= k.n_blocks;
-    k.band = parts(n_rows, at_most(n_rows / shortest, left > 0 ? left : 1));
-    k.n_bands = parts(n_rows, k.band);
+    k.band = lw_parts(n_rows, at_most(n_rows / shortest, left > 0 ? left : 1));
+    k.n_bands = lw_parts(n_rows, k.band);
     left /= k.n_bands;
     if (rows && !heavy && left > 1) {
-        k.block = up_to(parts(c, at_most(c / 64, left)), 16);
-        k.n_blocks = parts(c, k.block);
+        k.block = up_to(lw_parts(c, at_most(c / 64, left)), 16);
+        k.n_blocks = lw_parts(c, k.block);
     }
     return k;
 }

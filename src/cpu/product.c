@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * Our own products over channels (linear, 1x1 convolution), fp32 or bf16: panels of columns against bands of rows, the
- * whole epilogue on the sums while they are in the first-level cache. Cut by the shape alone; each row's bits do not
- * depend on what is computed beside it. */
+ * Our own products (linear and convolutions of any window but Winograd's), fp32 or bf16: panels of columns against
+ * bands of rows, gathered where there is a window, the whole epilogue on the sums while they are in the first-level
+ * cache. Cut by the shape alone; each row's bits do not depend on what is computed beside it. */
 #include "cpu/product.h"
 
 #include <stdio.h>
@@ -164,9 +164,7 @@ static bool supports(const lw_backend *backend, const lw_params *params, const l
 }
 
 /* Rows of few values, or panels that are half empty, are better left to oneDNN where it is there. */
-static bool is_worth(const lw_product_args *p) {
-    return p->in.a.c + (lw_view_is(p->in.b) ? p->in.b.c : 0) >= 64 && p->out.c >= 32;
-}
+static bool is_worth(const lw_product_args *p) { return lw_prologue_channels(&p->in) >= 64 && p->out.c >= 32; }
 
 static bool supports_window(const lw_backend *backend, const lw_params *params, const lw_op *op) {
     (void)backend, (void)params;
@@ -186,8 +184,6 @@ static bool supports_bf16(const lw_backend *backend, const lw_params *params, co
     return can_run(op, is_window(p)) && is_worth(p) && p->in.a.c % 2 == 0;
 }
 
-static int32_t parts(int32_t n, int32_t each) { return (n + each - 1) / each; }
-
 /* Chunks of some 20 MFLOP, a tenth of a millisecond: bands first, then columns, so that many threads have work too.
  * Where rows are gathered, by each chunk for itself, they are larger. */
 static cuts choose_cuts(const lw_backend *backend, const lw_product_args *p, const lw_kernels *k) {
@@ -196,13 +192,13 @@ static cuts choose_cuts(const lw_backend *backend, const lw_product_args *p, con
     c.depth = p->in.a.c * p->kh * p->kw / k->pair;
     int32_t most = BAND_BYTES / (c.depth * (int32_t)sizeof(float));
     most = (most > BAND ? BAND : most < MIN_BAND ? MIN_BAND : most) / tile * tile;
-    c.band = parts(parts(rows, parts(rows, most)), tile) * tile;
-    c.n_bands = parts(rows, c.band);
+    c.band = lw_parts(lw_parts(rows, lw_parts(rows, most)), tile) * tile;
+    c.n_bands = lw_parts(rows, c.band);
     double each = 2.0 * c.band * 2 * k->width * c.depth, flop = c.window ? 100e6 : 20e6;
     c.each = each < flop ? (int32_t)(flop / each) : 1;
-    c.n_groups = parts(c.panels, c.each);
-    c.each = parts(c.panels, c.n_groups);
-    c.n_groups = parts(c.panels, c.each);
+    c.n_groups = lw_parts(c.panels, c.each);
+    c.each = lw_parts(c.panels, c.n_groups);
+    c.n_groups = lw_parts(c.panels, c.each);
     if (!c.window && k->pair > 1) c.n_rounds = p->in.a.sg ? p->out.g : 1;
     if (c.window) c.n_slots = lw_slots_count(backend, (int64_t)c.n_groups * c.n_bands * p->out.g);
     return c;

@@ -48,6 +48,6 @@ void lw_slots_init(lw_slots *slots, int32_t n);
 int32_t lw_slot_take(lw_slots *slots);
 void lw_slot_give(lw_slots *slots, int32_t slot);
 
-extern const lw_tactic lw_cpu_winograd, lw_cpu_winograd_rest, lw_cpu_winograd_bf16, lw_cpu_attention_bf16;
+extern const lw_tactic lw_cpu_winograd, lw_cpu_winograd_rest, lw_cpu_winograd_bf16;
 
 #endif

@@ -6,7 +6,6 @@
 
 #include "cpu/cpu.h"
 #include "cpu/kernels.h"
-#include "cpu/product.h"
 
 static bool one_fp32(const lw_op *op, const lw_view *a, const lw_view *b) {
     return op->n_member == 1 && a->dtype == LW_F32 && b->dtype == LW_F32;
@@ -239,12 +238,15 @@ static int64_t head_floats(const lw_attention_args *m, const lw_kernels *k) {
     return padded(key_floats(m, k) + padded(m->k.w, k->pair) / k->pair * padded(m->q.c / m->heads, k->width), 16);
 }
 
+static size_t attention_space(const lw_attention_args *m, const lw_kernels *k) {
+    return (size_t)(kv_g(m) * kv_n(m) * m->heads * head_floats(m, k)) * sizeof(float);
+}
+
 static lw_status attention_prepare(lw_backend *b, lw_params *params, const lw_op *op, void **state,
                                    size_t *workspace_bytes, lw_error *err) {
     (void)b, (void)params, (void)err;
-    const lw_attention_args *m = &op->m->attention;
     *state = NULL;
-    *workspace_bytes = (size_t)(kv_g(m) * kv_n(m) * m->heads * head_floats(m, lw_cpu_kernels())) * sizeof(float);
+    *workspace_bytes = attention_space(&op->m->attention, lw_cpu_kernels());
     return LW_OK;
 }
 
@@ -256,9 +258,8 @@ static bool attention_supports_bf16(const lw_backend *b, const lw_params *params
 static lw_status attention_prepare_bf16(lw_backend *b, lw_params *params, const lw_op *op, void **state,
                                         size_t *workspace_bytes, lw_error *err) {
     (void)b, (void)params, (void)err;
-    const lw_attention_args *m = &op->m->attention;
     *state = NULL;
-    *workspace_bytes = (size_t)(kv_g(m) * kv_n(m) * m->heads * head_floats(m, lw_cpu_kernels_bf16())) * sizeof(float);
+    *workspace_bytes = attention_space(&op->m->attention, lw_cpu_kernels_bf16());
     return LW_OK;
 }
 

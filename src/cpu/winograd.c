@@ -32,11 +32,9 @@ typedef struct winograd {
     bool bf16; /* the weights */
 } winograd;
 
-static int32_t parts(int32_t n, int32_t each) { return (n + each - 1) / each; }
-
 static bool can_run(const lw_op *op) {
     const lw_product_args *p = &op->m->product;
-    int32_t up = p->in.up2 ? 2 : 1, c = p->in.a.c + (lw_view_is(p->in.b) ? p->in.b.c : 0);
+    int32_t up = p->in.up2 ? 2 : 1, c = lw_prologue_channels(&p->in);
     if (op->n_member != 1 || p->kh != 3 || p->kw != 3 || p->stride != 1 || p->pad_top != 1 || p->pad_left != 1)
         return false;
     if (p->out.h != p->in.a.h * up || p->out.w != p->in.a.w * up || c % lw_cpu_kernels()->width) return false;
@@ -44,9 +42,7 @@ static bool can_run(const lw_op *op) {
 }
 
 /* Where channels are few, what they save does not pay for the transforms. */
-static bool is_worth(const lw_product_args *p) {
-    return p->in.a.c + (lw_view_is(p->in.b) ? p->in.b.c : 0) >= 32 && p->out.c >= 32;
-}
+static bool is_worth(const lw_product_args *p) { return lw_prologue_channels(&p->in) >= 32 && p->out.c >= 32; }
 
 static bool supports(const lw_backend *backend, const lw_params *params, const lw_op *op) {
     (void)backend, (void)params;
@@ -60,22 +56,22 @@ static bool supports_rest(const lw_backend *backend, const lw_params *params, co
 
 static sizes choose_sizes(const lw_backend *backend, const lw_product_args *p, const lw_kernels *k) {
     int32_t c = p->in.a.c, wide = 2 * k->width, n_panels = lw_panel_count(p, k);
-    sizes s = {.across = parts(p->out.w, LW_WINO_OUT), .rows = parts(p->out.h, LW_WINO_OUT)};
+    sizes s = {.across = lw_parts(p->out.w, LW_WINO_OUT), .rows = lw_parts(p->out.h, LW_WINO_OUT)};
     s.n_rows = p->out.g * p->out.n * s.rows; /* the bits of a tile do not depend on its turn */
     int64_t tile_bytes = (int64_t)c * LW_WINO_POINTS * (int64_t)sizeof(float), most = turn_bytes / tile_bytes,
-            least = (int64_t)TILES * parts(4 * backend->threads, n_panels); /* work for all threads */
+            least = (int64_t)TILES * lw_parts(4 * backend->threads, n_panels); /* work for all threads */
     int64_t turn = (most > least ? most : least) / s.across;
     s.turn = turn < 1 ? 1 : turn > s.n_rows ? s.n_rows : (int32_t)turn;
-    s.turn = parts(s.n_rows, parts(s.n_rows, s.turn));
+    s.turn = lw_parts(s.n_rows, lw_parts(s.n_rows, s.turn));
     s.n_tiles = s.turn * s.across;
-    s.depth = c <= MAX_DEPTH ? c : parts(parts(c, parts(c, DEPTH)), k->width) * k->width;
-    s.n_depths = parts(c, s.depth);
+    s.depth = c <= MAX_DEPTH ? c : lw_parts(lw_parts(c, lw_parts(c, DEPTH)), k->width) * k->width;
+    s.n_depths = lw_parts(c, s.depth);
     s.v_point = (int64_t)s.n_tiles * s.depth + SPACER;
     s.v_depth = s.v_point * LW_WINO_POINTS;
     s.u_point = s.depth * wide + SPACER;
     s.m_point = (s.n_tiles < TILES ? s.n_tiles : TILES) * wide + SPACER;
     s.slot = (s.u_point + s.m_point) * LW_WINO_POINTS;
-    s.n_slots = lw_slots_count(backend, (int64_t)n_panels * parts(s.n_tiles, TILES));
+    s.n_slots = lw_slots_count(backend, (int64_t)n_panels * lw_parts(s.n_tiles, TILES));
     s.zeros = s.v_depth * s.n_depths + s.slot * s.n_slots;
     return s;
 }
@@ -203,8 +199,8 @@ static void store_tiles(const job *j, int32_t panel, int32_t first, int32_t coun
 
 static void to_pixels(void *user, int64_t begin, int64_t end) {
     job *j = user;
-    int32_t slot = lw_slot_take(&j->slots), n_tiles = j->n_rows * j->s.across, groups = parts(n_tiles, TILES),
-            each = parts(n_tiles, groups);
+    int32_t slot = lw_slot_take(&j->slots), n_tiles = j->n_rows * j->s.across, groups = lw_parts(n_tiles, TILES),
+            each = lw_parts(n_tiles, groups);
     float *u = j->space + j->s.v_depth * j->s.n_depths + slot * j->s.slot, *m = u + j->s.u_point * LW_WINO_POINTS;
     for (int64_t i = begin; i < end; i++) {
         int32_t panel = (int32_t)(i / groups), first = (int32_t)(i % groups) * each;
@@ -232,7 +228,7 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
         int32_t left = s->s.n_rows - j.first_row;
         j.n_rows = left < s->s.turn ? left : s->s.turn;
         lw_parallel_for(backend->pool, backend->threads, j.n_rows, 1, to_points, &j);
-        int32_t groups = parts(j.n_rows * s->s.across, TILES);
+        int32_t groups = lw_parts(j.n_rows * s->s.across, TILES);
         lw_parallel_for(backend->pool, s->s.n_slots, (int64_t)lw_panel_count(p, j.e.k) * groups, 1, to_pixels, &j);
     }
     return LW_OK;

@@ -111,6 +111,10 @@ typedef struct lw_prologue {
 } lw_prologue;
 
 lw_prologue lw_plain(lw_view a); /* a as it is */
+/* Of cat(a, b). */
+static inline int32_t lw_prologue_channels(const lw_prologue *in) {
+    return in->a.c + (lw_view_is(in->b) ? in->b.c : 0);
+}
 
 typedef struct lw_epilogue {
     lw_view addend; /* [g,n,1,1,c] */
@@ -258,6 +262,7 @@ void lw_program_free(lw_program *program);
 /* Fails the recording (keeps the first error). */
 void lw_program_fail(lw_program *program, lw_status code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+void lw_program_no_memory(lw_program *program);
 
 lw_view lw_rec_temp(lw_program *p, lw_dtype dtype, int32_t g, int32_t n, int32_t h, int32_t w, int32_t c);
 /* A buffer that the session binds by name; the same name again gives the same buffer (which must be as large). */

@@ -16,7 +16,7 @@ void lw_pass_keep_inside(lw_program *p, const char *name) {
 void lw_pass_give_out(lw_program *p, lw_view v, const char *name) {
     if (p->status != LW_OK) return;
     char *copy = lw_arena_strdup(p->arena, name);
-    if (!copy) lw_program_fail(p, LW_ENOMEM, "no memory to record program %s", p->name);
+    if (!copy) lw_program_no_memory(p);
     p->buffers[v.buf].kind = LW_BUFFER_EXTERN;
     p->buffers[v.buf].name = copy;
 }
@@ -82,7 +82,7 @@ void lw_pass_unshare(lw_program *p, bool (*shared)(const char *op)) {
     if (p->status != LW_OK) return;
     size_t n = (size_t)p->n_buffers + 1;
     unsharing u = {.p = p, .stride = lw_alloc(n, sizeof *u.stride), .once = lw_alloc(n, sizeof *u.once)};
-    if (!u.stride || !u.once) lw_program_fail(p, LW_ENOMEM, "no memory to record program %s", p->name);
+    if (!u.stride || !u.once) lw_program_no_memory(p);
     for (int32_t i = 0; i < p->n_ops && p->status == LW_OK; i++) {
         lw_op *op = &p->ops[i];
         u.reads_apart = u.writes_one = false;
@@ -97,6 +97,14 @@ void lw_pass_unshare(lw_program *p, bool (*shared)(const char *op)) {
     }
     lw_free(u.stride);
     lw_free(u.once);
+}
+
+/* The ranges were of the ops before. */
+static void replace_ops(lw_program *p, lw_op *ops, int32_t n) {
+    lw_free(p->ops);
+    p->ops = ops;
+    p->n_ops = p->cap_ops = n;
+    p->n_ranges = 0;
 }
 
 /* ---- apart */
@@ -122,10 +130,7 @@ static bool of_both(const lw_op *op) {
 static lw_op of_pass(lw_program *p, const lw_op *op, int32_t pass) {
     lw_op one = *op;
     one.m = lw_arena_alloc(p->arena, (size_t)op->n_member, sizeof *one.m);
-    if (!one.m) {
-        lw_program_fail(p, LW_ENOMEM, "no memory to record program %s", p->name);
-        return *op;
-    }
+    if (!one.m) return lw_program_no_memory(p), *op;
     memcpy(one.m, op->m, (size_t)op->n_member * sizeof *one.m);
     for (int32_t k = 0; k < op->n_member; k++) lw_op_views(op->kind, &one.m[k], take_pass, &pass);
     return one;
@@ -135,7 +140,7 @@ void lw_pass_apart(lw_program *p) {
     if (p->status != LW_OK) return;
     lw_op *ops = lw_alloc(2 * (size_t)p->n_ops + 1, sizeof *ops);
     if (!ops) {
-        lw_program_fail(p, LW_ENOMEM, "no memory to record program %s", p->name);
+        lw_program_no_memory(p);
         return;
     }
     int32_t n = 0, last = p->n_ops;
@@ -144,10 +149,7 @@ void lw_pass_apart(lw_program *p) {
     for (int32_t i = 0; i < last; i++)
         if (of_both(&p->ops[i])) ops[n++] = of_pass(p, &p->ops[i], 1);
     for (int32_t i = last; i < p->n_ops; i++) ops[n++] = p->ops[i];
-    lw_free(p->ops);
-    p->ops = ops;
-    p->n_ops = p->cap_ops = n;
-    p->n_ranges = 0;
+    replace_ops(p, ops, n);
 }
 
 /* ---- zip */
@@ -172,10 +174,7 @@ static lw_op join(lw_program *p, const lw_op *const *ops, int32_t n) {
     lw_op all = *ops[0];
     if (n == 1) return all;
     all.m = lw_arena_alloc(p->arena, (size_t)n, sizeof *all.m);
-    if (!all.m) {
-        lw_program_fail(p, LW_ENOMEM, "no memory to record program %s", p->name);
-        return *ops[0];
-    }
+    if (!all.m) return lw_program_no_memory(p), *ops[0];
     for (int32_t k = 0; k < n; k++) all.m[k] = *ops[k]->m;
     all.n_member = n;
     return all;
@@ -187,9 +186,9 @@ static int32_t zip_place(lw_program *p, const lw_range *r, int32_t n, int32_t at
     int32_t n_out = 0;
     for (int32_t i = 0; i < n; i++) {
         if (done[i] || r[i].first + at >= r[i].end) continue;
-        const lw_op *together[LW_MAX_RANGES];
+        const lw_op *together[LW_MAX_MEMBERS];
         int32_t n_together = 0;
-        for (int32_t k = i; k < n; k++) {
+        for (int32_t k = i; k < n && n_together < LW_MAX_MEMBERS; k++) {
             if (done[k] || r[k].first + at >= r[k].end) continue;
             const lw_op *op = &p->ops[r[k].first + at];
             if (k > i && (op->n_member != 1 || !lw_ops_alike(p->params, together[0], op))) continue;
@@ -228,7 +227,7 @@ void lw_pass_zip(lw_program *p) {
     if (p->status != LW_OK || p->n_ranges == 0) return;
     lw_op *ops = lw_alloc((size_t)p->n_ops + 1, sizeof *ops);
     if (!ops) {
-        lw_program_fail(p, LW_ENOMEM, "no memory to record program %s", p->name);
+        lw_program_no_memory(p);
         return;
     }
     int32_t n = 0, i = 0;
@@ -244,9 +243,5 @@ void lw_pass_zip(lw_program *p) {
         r += adjacent;
     }
     while (i < p->n_ops) ops[n++] = p->ops[i++];
-    lw_free(p->ops);
-    p->ops = ops;
-    p->n_ops = n;
-    p->cap_ops = n;
-    p->n_ranges = 0;
+    replace_ops(p, ops, n);
 }

@@ -76,8 +76,9 @@ static bool prologue_plain(const lw_prologue *in, const lw_view *out) {
 
 /* The number of channels and rows that a prologue gives. */
 static lw_view prologue_temp(lw_plan *plan, const lw_prologue *in, const lw_view *out) {
-    int32_t up = in->up2 ? 2 : 1, c = in->a.c + (lw_view_is(in->b) ? in->b.c : 0);
-    return lw_rec_temp(plan->lowered, in->a.dtype, out->g, out->n, in->a.h * up, in->a.w * up, c);
+    int32_t up = in->up2 ? 2 : 1;
+    return lw_rec_temp(plan->lowered, in->a.dtype, out->g, out->n, in->a.h * up, in->a.w * up,
+                       lw_prologue_channels(in));
 }
 
 /* An op of n members; their args are zero. */

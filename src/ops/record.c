@@ -96,14 +96,14 @@ void lw_program_fail(lw_program *p, lw_status code, const char *format, ...) {
     p->status = lw_fail(&p->error, code, "%s", text);
 }
 
-static void no_memory(lw_program *p) { lw_program_fail(p, LW_ENOMEM, "no memory to record program %s", p->name); }
+void lw_program_no_memory(lw_program *p) { lw_program_fail(p, LW_ENOMEM, "no memory to record program %s", p->name); }
 
 static int32_t add_buffer(lw_program *p, lw_buffer buffer) {
     if (p->status != LW_OK) return 0;
     if (p->n_buffers == p->cap_buffers) {
         int32_t cap = p->cap_buffers ? p->cap_buffers * 2 : 64;
         lw_buffer *grown = lw_realloc(p->buffers, (size_t)cap, sizeof *grown);
-        if (!grown) return no_memory(p), 0;
+        if (!grown) return lw_program_no_memory(p), 0;
         p->buffers = grown;
         p->cap_buffers = cap;
     }
@@ -148,7 +148,7 @@ lw_view lw_rec_extern(lw_program *p, const char *name, lw_dtype dtype, int32_t g
         return v;
     }
     char *copy = lw_arena_strdup(p->arena, name);
-    if (!copy) no_memory(p);
+    if (!copy) lw_program_no_memory(p);
     v.buf = add_buffer(p, (lw_buffer){.kind = LW_BUFFER_EXTERN, .bytes = view_bytes(&v), .name = copy});
     return v;
 }
@@ -157,7 +157,7 @@ lw_view lw_rec_extern(lw_program *p, const char *name, lw_dtype dtype, int32_t g
 static lw_args *scrap(lw_program *p) {
     lw_args *m = lw_arena_alloc(p->arena, 1, sizeof *m);
     if (m) return m;
-    no_memory(p);
+    lw_program_no_memory(p);
     return NULL;
 }
 
@@ -178,12 +178,12 @@ lw_args *lw_rec_op(lw_program *p, lw_op_kind kind, const char *name) {
     if (p->n_ops == p->cap_ops) {
         int32_t cap = p->cap_ops ? p->cap_ops * 2 : 64;
         lw_op *grown = lw_realloc(p->ops, (size_t)cap, sizeof *grown);
-        if (!grown) return no_memory(p), m;
+        if (!grown) return lw_program_no_memory(p), m;
         p->ops = grown;
         p->cap_ops = cap;
     }
     char *copy = lw_arena_strdup(p->arena, name);
-    if (!copy) return no_memory(p), m;
+    if (!copy) return lw_program_no_memory(p), m;
     p->ops[p->n_ops++] = (lw_op){.kind = kind, .n_member = 1, .name = copy, .m = m};
     return m;
 }
@@ -215,7 +215,7 @@ lw_view lw_rec_stats(lw_program *p, lw_view v) {
         lw_view stats = lw_rec_temp(p, LW_F32, once.g, once.n, 1, (int32_t)((rows + each - 1) / each), 2 * v.c);
         lw_args *m = lw_rec_op(p, LW_OP_NORM_STATS, "stats");
         note = lw_arena_alloc(p->arena, 1, sizeof *note);
-        if (!m || !note) return no_memory(p), LW_NO_VIEW;
+        if (!m || !note) return lw_program_no_memory(p), LW_NO_VIEW;
         m->norm_stats = (lw_norm_stats_args){.in = once, .out = stats, .rows_per_part = each};
         *note = (lw_stats_note){.next = p->stats, .of = once, .stats = stats};
         p->stats = note;

@@ -144,12 +144,11 @@ static void plan(doctor *d, lw_engine *engine, const char *device) {
 /* The networks' own check, and memory on each device where there is a ControlNet to plan with. */
 static lw_status try_engines(doctor *d, lw_error *err) {
     static const struct {
-        const char *name;
         lw_device device;
         lw_precision precision;
-    } runs[] = {{"cpu fp32", LW_DEVICE_CPU, LW_PRECISION_FP32},   {"cpu bf16", LW_DEVICE_CPU, LW_PRECISION_BF16},
-                {"cpu fp16", LW_DEVICE_CPU, LW_PRECISION_FP16},   {"cuda fp16", LW_DEVICE_CUDA, LW_PRECISION_FP16},
-                {"cuda bf16", LW_DEVICE_CUDA, LW_PRECISION_BF16}, {"cuda fp32", LW_DEVICE_CUDA, LW_PRECISION_FP32}};
+    } runs[] = {{LW_DEVICE_CPU, LW_PRECISION_FP32},  {LW_DEVICE_CPU, LW_PRECISION_BF16},
+                {LW_DEVICE_CPU, LW_PRECISION_FP16},  {LW_DEVICE_CUDA, LW_PRECISION_FP16},
+                {LW_DEVICE_CUDA, LW_PRECISION_BF16}, {LW_DEVICE_CUDA, LW_PRECISION_FP32}};
     lw_engine_params params;
     lw_engine_params_init(&params);
     params.model = d->path;
@@ -168,7 +167,9 @@ static lw_status try_engines(doctor *d, lw_error *err) {
         status = lw_engine_make_textless(&engine, backend, &params, &why);
         if (status != LW_OK) return blame(d, status, &why, err);
         if (i == 0 && lw_engine_add_vocab(engine, &params, &why) != LW_OK) say(d, d->remarks, why.message);
-        if (engine->model.n_controls > 0) plan(d, engine, runs[i].name);
+        char name[32];
+        snprintf(name, sizeof name, "%s %s", lw_device_name(runs[i].device), lw_precision_name(runs[i].precision));
+        if (engine->model.n_controls > 0) plan(d, engine, name);
         lw_engine_close(&engine);
     }
     return LW_OK;

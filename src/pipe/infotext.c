@@ -203,7 +203,7 @@ static char *make_json(const job *j) {
     bad |= json_object_set_new(o, "controls", make_controls(j));
     bad |= json_object_set_new(o, "image_sha256", optional_string(j->extra.image_sha256));
     bad |= json_object_set_new(o, "init_latents_sha256", optional_string(j->extra.init_latents_sha256));
-    bad |= json_object_set_new(o, "device", json_string(j->engine->device == LW_DEVICE_CUDA ? "cuda" : "cpu"));
+    bad |= json_object_set_new(o, "device", optional_string(lw_device_name(j->engine->device)));
     bad |= json_object_set_new(o, "precision", optional_string(lw_precision_name(j->engine->precision)));
     bad |= json_object_set_new(o, "tactics", optional_string(j->engine->tactics_hash));
     char *text = bad ? NULL : json_dumps(o, JSON_COMPACT);

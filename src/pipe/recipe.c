@@ -31,11 +31,17 @@ void lw_recipe_record_text(lw_program *p, const lw_model *m, const lw_recipe *r,
     if (s->g == 2 && r->passes_apart) lw_pass_apart(p);
 }
 
-static void keep_inside(lw_program *p, const char *prefix, const char *name, int32_t k) {
-    char text[48];
-    snprintf(text, sizeof text, "%s%s", prefix, name);
-    if (k >= 0) snprintf(text, sizeof text, "%s%s%d", prefix, name, k);
-    lw_pass_keep_inside(p, text);
+/* The K and V of one network are made and read within the step. */
+static void keep_kv(lw_program *p, const lw_unet_layout *u) {
+    char name[48];
+    snprintf(name, sizeof name, "%skv", u->prefix);
+    lw_pass_keep_inside(p, name);
+}
+
+static void keep_hint(lw_program *p, int32_t k) {
+    char name[16];
+    snprintf(name, sizeof name, "hint%d", k);
+    lw_pass_keep_inside(p, name);
 }
 
 /* The step's table is then of timesteps: the update hands out the row's timestep, and the step makes its addends. */
@@ -62,14 +68,14 @@ void lw_recipe_record_step(lw_program *p, const lw_model *m, const lw_recipe *r,
     if (r->time_each_step) lw_record_time(p, m, s->n_controls, 1, "t_row", "addends");
     lw_record_step(p, m, s);
     if (p->status != LW_OK) return;
-    for (int32_t k = 0; k < s->n_controls && r->hint_each_step; k++) keep_inside(p, "", "hint", k);
+    for (int32_t k = 0; k < s->n_controls && r->hint_each_step; k++) keep_hint(p, k);
     if (r->text_each_step) {
-        keep_inside(p, m->unet.prefix, "kv", -1);
-        for (int32_t k = 0; k < s->n_controls; k++) keep_inside(p, m->control[k].prefix, "kv", -1);
+        keep_kv(p, &m->unet);
+        for (int32_t k = 0; k < s->n_controls; k++) keep_kv(p, &m->control[k]);
     }
     if (r->time_each_step) {
         read_timesteps(p, s);
-        keep_inside(p, "", "addends", -1);
+        lw_pass_keep_inside(p, "addends");
     }
     give_eps(p, r->update != LW_UPDATE_IN_STEP);
     take_back(p, r, s->g);

@@ -76,7 +76,7 @@ static void free_planned(planned *p) {
     *p = (planned){0};
 }
 
-static void forget_results(lw_session *s) {
+void lw_session_forget_results(lw_session *s) {
     lw_free(s->ids);
     s->ids = NULL;
     lw_free(s->timesteps);
@@ -105,7 +105,7 @@ static void forget_shape(lw_session *s) {
         s->news[i] = (step_news){0};
     }
     lw_free_host(backend_of(s), s->host);
-    forget_results(s);
+    lw_session_forget_results(s);
     s->n_buffers = 0;
     s->temp = s->host = NULL;
     s->temp_bytes = s->host_bytes = 0;
@@ -685,7 +685,7 @@ static lw_status make_ready(lw_session *s, const lw_job *job, lw_error *err) {
     bool grew = false;
     lw_status status = plan_job(s, job, &grew, err);
     if (status == LW_OK && grew) {
-        forget_results(s);
+        lw_session_forget_results(s);
         status = allocate(s, err);
     }
     if (status != LW_OK) {
@@ -788,8 +788,6 @@ void lw_session_set_recipe(lw_session *s, const lw_recipe *recipe) {
     forget_shape(s);
     s->recipe = *recipe;
 }
-
-void lw_session_forget_results(lw_session *s) { forget_results(s); }
 
 void lw_result_free(lw_result *result) {
     if (!result) return;

@@ -128,13 +128,13 @@ static void begin_job(job *j, const lw_params *params, const packs *k, const lw_
                .n = out->n,
                .h = in->a.h * up,
                .w = in->a.w * up,
-               .c = in->a.c + (lw_view_is(in->b) ? in->b.c : 0)};
+               .c = lw_prologue_channels(in)};
     j->affine = run->workspace;
     j->made = j->affine + (int64_t)j->g * j->n * 2 * j->c;
 }
 
 static size_t prologue_bytes(const lw_prologue *in, const lw_view *out) {
-    int64_t up = in->up2 ? 2 : 1, c = in->a.c + (lw_view_is(in->b) ? in->b.c : 0);
+    int64_t up = in->up2 ? 2 : 1, c = lw_prologue_channels(in);
     return (size_t)((int64_t)out->g * out->n * c * (2 + in->a.h * up * in->a.w * up)) * sizeof(double);
 }
 
