@@ -6,6 +6,7 @@
 #define LW_CUDA_KERNELS_H
 
 #include <cuda_runtime_api.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -61,6 +62,13 @@ typedef struct cu_apply_args {
     float eps;
 } cu_apply_args;
 cudaError_t cu_apply(cu_order order, const cu_apply_args *args);
+
+enum { CU_MAX_MEMBERS = 4 }; /* of one launch: products or norms of the same sizes */
+
+/* cu_apply of group norms without up2, args[0..n) in one launch, which makes the statistics itself: stats_a and stats_b
+ * are not read (group_norm.cu; sm_90). Where cu_group_norm_fits, which reads sizes alone. */
+bool cu_group_norm_fits(const cu_apply_args *args, int32_t n);
+cudaError_t cu_group_norm(cu_order order, const cu_apply_args *args, int32_t n);
 
 /* ---- epilogues and small ops (pointwise.cu) */
 
@@ -148,7 +156,7 @@ cudaError_t cu_product(cu_order order, const cu_product_args *args);
     X(7, 3, 1, 128, 1)                                                                                                 \
     X(8, 3, 1, 160, 1)                                                                                                 \
     X(9, 2, 2, 128, 1)
-enum { CU_N_WGMMA_TILES = 10, CU_WGMMA_MAX_SPLITS = 8, CU_WGMMA_MAX_MEMBERS = 4 };
+enum { CU_N_WGMMA_TILES = 10, CU_WGMMA_MAX_SPLITS = 8 };
 
 /* args[0..n): products of the same sizes, in one launch; tile and splits of the first. encode_map: the driver's
  * cuTensorMapEncodeTiled */

@@ -6,7 +6,7 @@
 #include "cuda/tiles.h"
 
 typedef struct wgmma_state {
-    int32_t weights[CU_WGMMA_MAX_MEMBERS], bias[CU_WGMMA_MAX_MEMBERS], tile, splits;
+    int32_t weights[CU_MAX_MEMBERS], bias[CU_MAX_MEMBERS], tile, splits;
 } wgmma_state;
 
 typedef struct tile_size {
@@ -117,7 +117,7 @@ static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op
 static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *op, void *state, const lw_run *r,
                      lw_error *err) {
     const wgmma_state *s = state;
-    cu_product_args a[CU_WGMMA_MAX_MEMBERS];
+    cu_product_args a[CU_MAX_MEMBERS];
     for (int32_t i = 0; i < op->n_member; i++) {
         lw_op one = {.kind = op->kind, .n_member = 1, .name = op->name, .m = &op->m[i]};
         a[i] = cu_product_at(params, &one, r, s->weights[i], s->bias[i]);
@@ -166,7 +166,7 @@ const lw_tactic *const cu_wgmma_tactics[] = {
 /* ---- several members in one launch, and one by the model's choice: what a plan without tuning could take */
 
 static bool supports_any(const lw_backend *b, const lw_params *params, const lw_op *op) {
-    return op->n_member <= CU_WGMMA_MAX_MEMBERS && best_tile((const cu_backend *)b, params, op).tile >= 0;
+    return op->n_member <= CU_MAX_MEMBERS && best_tile((const cu_backend *)b, params, op).tile >= 0;
 }
 
 static lw_status prepare_any(lw_backend *b, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,

@@ -25,7 +25,7 @@ struct member {
 
 /* Members have the same sizes; each block works for one. */
 struct launch_args {
-    member of[CU_WGMMA_MAX_MEMBERS];
+    member of[CU_MAX_MEMBERS];
     cu_tiling t;
     int32_t gates;       /* GEGLU: out.c, else 0 */
     int32_t input_bytes; /* of a step */

@@ -22,7 +22,8 @@ enum {
     LW_TAKES_SHORTCUT = 1 << 6,
     LW_TAKES_ALL = 0xffff,
     LW_TAKES_MEMBERS = 1 << 16, /* all members in one launch */
-    LW_TAKES_ROUNDING = 1 << 17 /* rounds below the activations' type; not for an exact program */
+    LW_TAKES_ROUNDING = 1 << 17, /* rounds below the activations' type; not for an exact program */
+    LW_TAKES_STATS = 1 << 18     /* apply: makes a group norm's statistics itself; those nobody reads are not made */
 };
 
 /* Addresses of a running plan: view -> pointer. */

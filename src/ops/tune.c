@@ -47,7 +47,9 @@ static int32_t candidates(const lw_backend *b, const lw_params *params, const lw
     int32_t n = 0;
     for (int32_t i = 0; i < b->n_tactics && n < MAX_TACTICS; i++) {
         const lw_tactic *t = b->tactics[i];
-        if (t->kind == op->kind && !is_reference(t) && t->supports(b, params, op)) out[n++] = t;
+        if (t->kind != op->kind || is_reference(t) || !t->supports(b, params, op)) continue;
+        if (t->takes & LW_TAKES_STATS) return 0; /* what it spares is not timed with it */
+        out[n++] = t;
     }
     return n;
 }
