@@ -133,6 +133,10 @@ typedef struct cu_product_args {
     cu_view in, out; /* out.c is half of n_rows for GEGLU */
     const void *weights;
     int32_t n_rows, kh, kw, stride, pad_top, pad_left;
+    /* wgmma.cu alone, NULL: none. Of a linear over layer-normed rows whose weights hold the norm's factors: each weight
+     * row's sum, then its product with the norm's offsets. */
+    const float *folded;
+    float eps;
     cu_epilogue epi;
     int32_t tile;    /* CU_TILE_… */
     int32_t splits;  /* of the sum; over 1: */

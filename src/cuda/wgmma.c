@@ -7,6 +7,7 @@
 
 typedef struct wgmma_state {
     int32_t weights[CU_MAX_MEMBERS], bias[CU_MAX_MEMBERS], tile, splits;
+    int64_t folded; /* bytes into the weights, 0: no norm */
 } wgmma_state;
 
 typedef struct tile_size {
@@ -123,6 +124,10 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
         a[i] = cu_product_at(params, &one, r, s->weights[i], s->bias[i]);
         a[i].tile = s->tile;
         a[i].splits = s->splits;
+        if (s->folded) {
+            a[i].folded = (const float *)((const char *)a[i].weights + s->folded);
+            a[i].eps = op->m[i].product.in.norm.eps;
+        }
     }
     LW_TRY(cu_enter(backend, err));
     return cu_launched(backend, op, cu_wgmma(cu_order_of(backend, r), a, op->n_member, cu_of(backend)->encode), err);
@@ -180,7 +185,76 @@ static const lw_tactic linear_any = {
 static const lw_tactic conv2d_any = {
     "conv2d_wgmma", LW_OP_CONV2D, TAKES | LW_TAKES_MEMBERS, supports_any, prepare_any, run, cu_release};
 
-const lw_tactic *const cu_wgmma_group_tactics[] = {&linear_any, &conv2d_any, NULL};
+
+/* ---- a layer norm and its linear in one launch */
+
+static bool supports_normed(const lw_backend *b, const lw_params *params, const lw_op *op) {
+    for (int32_t i = 0; i < op->n_member; i++) {
+        const lw_product_args *p = &op->m[i].product;
+        const lw_prologue *in = &p->in;
+        if (in->norm.kind != LW_NORM_LAYER || lw_view_is(in->b) || in->act != LW_ACT_NONE || in->up2 ||
+            !lw_view_dense(&in->a) || in->a.g != p->out.g || in->a.n != p->out.n || p->kh * p->kw != 1)
+            return false;
+    }
+    return supports_any(b, params, op);
+}
+
+/* Where the sums of rows and the offsets lie behind the matrix. */
+static size_t folded_at(const int64_t d[4]) { return lw_round_up((size_t)(d[0] * (d[1] - 1)) * sizeof(uint16_t), 256); }
+
+static lw_status fill_folded(const void *user, const float *logical, const int64_t d[4], void *dst, lw_error *err) {
+    const size_t rows = (size_t)d[0], columns = (size_t)d[1] - 1;
+    uint16_t *matrix = dst;
+    float *sums = (float *)((char *)dst + folded_at(d));
+    (void)user, (void)err;
+    for (size_t r = 0; r < rows; r++) {
+        const float *from = logical + r * (columns + 1);
+        double sum = 0; /* of what the product will read */
+        for (size_t c = 0; c < columns; c++) {
+            matrix[r * columns + c] = lw_f32_to_f16(from[c]);
+            sum += lw_f16_to_f32(matrix[r * columns + c]);
+        }
+        sums[r] = (float)sum;
+        sums[rows + r] = from[columns];
+    }
+    return LW_OK;
+}
+
+static lw_status prepare_normed(lw_backend *backend, lw_params *params, const lw_op *op, void **state,
+                                size_t *workspace_bytes, lw_error *err) {
+    (void)workspace_bytes;
+    wgmma_state *s = lw_alloc(1, sizeof *s);
+    if (!s) return lw_fail(err, LW_ENOMEM, "op %s: no memory for its state", op->name);
+    *state = s;
+    choice c = best_tile(cu_of(backend), params, op);
+    if (c.tile < 0) return lw_fail(err, LW_EINTERNAL, "op %s: no tile takes it", op->name);
+    s->tile = c.tile;
+    s->splits = c.splits;
+    for (int32_t i = 0; i < op->n_member; i++) {
+        const lw_product_args *p = &op->m[i].product;
+        lw_param folded;
+        int64_t d[4];
+        LW_TRY(lw_param_fold(params, p->w, p->in.norm.gamma, p->in.norm.beta, &folded, err));
+        lw_param_dims(params, folded, d);
+        s->folded = (int64_t)folded_at(d);
+        lw_form form = {.key = "folded_f16",
+                        .bytes = (size_t)s->folded + 2 * (size_t)d[0] * sizeof(float),
+                        .fill = fill_folded};
+        LW_TRY(lw_pack_request(params, folded, &form, &s->weights[i], err));
+        LW_TRY(cu_want_vector(params, p->bias, &s->bias[i], err));
+    }
+    return LW_OK;
+}
+
+static const lw_tactic linear_normed = {"linear_wgmma_normed",
+                                        LW_OP_LINEAR,
+                                        TAKES | LW_TAKES_PROLOGUE | LW_TAKES_MEMBERS,
+                                        supports_normed,
+                                        prepare_normed,
+                                        run,
+                                        cu_release};
+
+const lw_tactic *const cu_wgmma_group_tactics[] = {&linear_normed, &linear_any, &conv2d_any, NULL};
 
 /* ---- attention */
 

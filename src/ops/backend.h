@@ -47,6 +47,9 @@ typedef struct lw_form {
 
 /* Registers the need for a pack; filled later, once, by lw_params_fill. The index stays valid as long as the params. */
 lw_status lw_pack_request(lw_params *params, lw_param p, const lw_form *form, int32_t *index, lw_error *err);
+/* For a tactic that takes a layer norm into its weights [o][i]: [o][i + 1], w gamma by columns, and behind each row its
+ * product with beta. */
+lw_status lw_param_fold(lw_params *params, lw_param w, lw_param gamma, lw_param beta, lw_param *out, lw_error *err);
 /* Device address of a filled pack. */
 const void *lw_pack_data(const lw_params *params, int32_t index);
 /* Plain fp32 [O][I][kh][kw], for vectors (bias, gamma): shared by all tactics of the host. */

@@ -7,12 +7,12 @@
 #include <stdio.h>
 #include <string.h>
 
-typedef enum node_kind { NODE_TAKE, NODE_CONCAT, NODE_PAD, NODE_SCALE } node_kind;
+typedef enum node_kind { NODE_TAKE, NODE_CONCAT, NODE_PAD, NODE_SCALE, NODE_FOLD } node_kind;
 
 typedef struct node {
     node_kind kind;
     int32_t n_parts;
-    int32_t *parts; /* CONCAT, PAD, SCALE */
+    int32_t *parts; /* CONCAT, PAD, SCALE; FOLD: weights, gamma, beta */
     char *key;      /* TAKE: the tensor's name; else the expression in text: "cat(a,b)" */
     int64_t dims[4];
     double factor; /* SCALE */
@@ -156,6 +156,24 @@ lw_param lw_rec_scale(lw_program *p, lw_param w, double factor) {
     return intern_locked(p, &n);
 }
 
+lw_status lw_param_fold(lw_params *params, lw_param w, lw_param gamma, lw_param beta, lw_param *out, lw_error *err) {
+    int32_t ids[3] = {w.id, gamma.id, beta.id};
+    const node *of = node_at(params, w.id);
+    char key[1024];
+    node n = {.kind = NODE_FOLD, .n_parts = 3, .parts = ids, .key = key, .dims = {of->dims[0], of->dims[1] + 1, 1, 1}};
+    if (snprintf(key, sizeof key, "fold(%s,%s,%s)", of->key, node_at(params, gamma.id)->key,
+                 node_at(params, beta.id)->key) >= (int)sizeof key)
+        return lw_fail(err, LW_EINTERNAL, "parameters: name of %s is too long", of->key);
+    for (int k = 1; k < 3; k++)
+        if (node_at(params, ids[k])->dims[0] != of->dims[1] || of->dims[2] != 1 || of->dims[3] != 1)
+            return lw_fail(err, LW_EINTERNAL, "parameters: %s has columns that %s does not fit", of->key,
+                           node_at(params, ids[k])->key);
+    pthread_mutex_lock(&params->lock);
+    out->id = intern(params, &n);
+    pthread_mutex_unlock(&params->lock);
+    return out->id < 0 ? lw_fail(err, LW_ENOMEM, "parameters: no memory for %s", key) : LW_OK;
+}
+
 void lw_param_dims(const lw_params *params, lw_param p, int64_t dims[4]) {
     memcpy(dims, node_at(params, p.id)->dims, 4 * sizeof *dims);
 }
@@ -183,6 +201,27 @@ static lw_status eval_pad(const lw_params *params, const node *n, float *dst, lw
     return status;
 }
 
+static lw_status eval_fold(const lw_params *params, const node *n, float *dst, lw_error *err) {
+    const size_t o = (size_t)n->dims[0], i = (size_t)n->dims[1] - 1;
+    float *parts = lw_alloc(o * i + 2 * i, sizeof *parts), *gamma = parts + o * i, *beta = gamma + i;
+    if (!parts) return lw_fail(err, LW_ENOMEM, "parameter %s: no memory for %zu values", n->key, o * i + 2 * i);
+    lw_status status = LW_OK;
+    LW_GO(lw_param_eval(params, (lw_param){n->parts[0]}, parts, err));
+    LW_GO(lw_param_eval(params, (lw_param){n->parts[1]}, gamma, err));
+    LW_GO(lw_param_eval(params, (lw_param){n->parts[2]}, beta, err));
+    for (size_t r = 0; r < o; r++) {
+        double offset = 0;
+        for (size_t c = 0; c < i; c++) {
+            dst[r * (i + 1) + c] = parts[r * i + c] * gamma[c];
+            offset += (double)parts[r * i + c] * beta[c];
+        }
+        dst[r * (i + 1) + i] = (float)offset;
+    }
+out:
+    lw_free(parts);
+    return status;
+}
+
 lw_status lw_param_eval(const lw_params *params, lw_param p, float *dst, lw_error *err) {
     const node *n = node_at(params, p.id);
     switch (n->kind) {
@@ -194,6 +233,7 @@ lw_status lw_param_eval(const lw_params *params, lw_param p, float *dst, lw_erro
         }
         return LW_OK;
     case NODE_PAD: return eval_pad(params, n, dst, err);
+    case NODE_FOLD: return eval_fold(params, n, dst, err);
     case NODE_SCALE:
         LW_TRY(lw_param_eval(params, (lw_param){n->parts[0]}, dst, err));
         for (size_t i = 0; i < volume(n->dims); i++) dst[i] = (float)((double)dst[i] * n->factor);
