@@ -112,6 +112,20 @@ static void test_expressions(void **state) {
     for (int o = 0; o < 4; o++) want[o * 4 + 3] = -0.0f;
     expect_values(params, scaled, want, 16);
     assert_string_equal(lw_param_key(params, scaled), "scale(pad(a.4.3.1.1,4,4),-0.5)");
+
+    lw_param gamma = lw_rec_take(p, "gamma.3.1.1.1", 0, 0, 0, 0), beta = lw_rec_take(p, "beta.3.1.1.1", 0, 0, 0, 0), folded;
+    lw_error err;
+    for (int o = 0; o < 4; o++) {
+        double offset = 0;
+        for (int i = 0; i < 3; i++) {
+            want[o * 4 + i] = value_of("a.4.3.1.1", o * 3 + i) * value_of("gamma.3.1.1.1", i);
+            offset += (double)value_of("a.4.3.1.1", o * 3 + i) * (double)value_of("beta.3.1.1.1", i);
+        }
+        want[o * 4 + 3] = (float)offset;
+    }
+    assert_int_equal(lw_param_fold(params, a, gamma, beta, &folded, &err), LW_OK);
+    expect_values(params, folded, want, 16);
+    assert_int_equal(lw_param_fold(params, a, gamma, a, &folded, &err), LW_EINTERNAL); /* 4 offsets for 3 columns */
     assert_int_equal(p->status, LW_OK);
     lw_program_free(p);
     lw_params_free(params, NULL);
@@ -400,7 +414,7 @@ static void record_product(lw_program *p, const variant *v) {
     int32_t wide = v->act == LW_ACT_GEGLU ? 2 * O : O;
     char name[32];
     lw_view a = input(p, "a", v->prologue ? 1 : G, v->prologue ? H / 2 : H, C);
-    lw_view stats = lw_rec_stats(p, a);
+    lw_view stats = v->prologue ? lw_rec_stats(p, a) : LW_NO_VIEW;
     lw_args *m = lw_rec_op(p, LW_OP_CONV2D, "product");
     if (!m) return;
     lw_product_args *q = &m->product;
@@ -527,6 +541,108 @@ static void test_lowering(void **state) {
             if (!(diff <= 1e-12 * sum)) fail_msg("variant %zu, takes 0x%x: NMSE %g", k, takes, diff / sum);
         }
     }
+    b->close(b);
+}
+
+/* ---- a tactic that makes a norm's statistics itself */
+
+static bool own_supports(const lw_backend *b, const lw_params *params, const lw_op *op) {
+    (void)b, (void)params;
+    return op->m->apply.in.norm.kind == LW_NORM_GROUP && op->m->apply.in.a.g == 1;
+}
+
+static lw_status own_run(lw_backend *b, const lw_params *params, const lw_op *op, void *state, const lw_run *run,
+                         lw_error *err) {
+    const lw_apply_args *m = &op->m->apply;
+    const lw_norm *norm = &m->in.norm;
+    const int32_t c = m->out.c, per = c / norm->groups, rows = m->out.h * m->out.w;
+    const float *in = lw_at(run, m->in.a);
+    float *out = lw_at(run, m->out), gamma[C], beta[C];
+    (void)b, (void)state;
+    assert_false(lw_view_is(norm->stats_a));
+    LW_TRY(lw_param_eval(params, norm->gamma, gamma, err));
+    LW_TRY(lw_param_eval(params, norm->beta, beta, err));
+    for (int32_t k = 0; k < norm->groups; k++) {
+        double mean = 0, m2 = 0;
+        for (int32_t i = 0; i < rows * per; i++) mean += (double)in[i / per * c + k * per + i % per];
+        mean /= rows * per;
+        for (int32_t i = 0; i < rows * per; i++) {
+            double d = (double)in[i / per * c + k * per + i % per] - mean;
+            m2 += d * d;
+        }
+        for (int32_t i = 0; i < rows * per; i++) {
+            int32_t ch = k * per + i % per, at = i / per * c + ch;
+            out[at] = (float)(((double)in[at] - mean) / sqrt(m2 / (rows * per) + (double)norm->eps)) * gamma[ch] + beta[ch];
+        }
+    }
+    return LW_OK;
+}
+
+static lw_status own_prepare(lw_backend *b, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,
+                             lw_error *err) {
+    (void)b, (void)params, (void)op, (void)workspace_bytes, (void)err;
+    *state = NULL;
+    return LW_OK;
+}
+
+/* A group norm of "a" into "out"; where `reader`, into "more" too, in a way that the tactic does not take. */
+static int32_t run_norm(lw_backend *b, const lw_tactic *first, bool reader, bool unfused, float *out) {
+    const lw_tactic *const *tactics = b->tactics, *list[32] = {first};
+    int32_t n_tactics = b->n_tactics;
+    memcpy(list + 1, tactics, (size_t)n_tactics * sizeof *list);
+    if (first) b->tactics = list, b->n_tactics++;
+    lw_params *params = new_params();
+    lw_program *p = lw_program_new("norm", params, LW_F32);
+    lw_view a = input(p, "a", 1, H, C), stats = lw_rec_stats(p, a);
+    lw_norm norm = {.kind = LW_NORM_GROUP,
+                    .groups = 4,
+                    .eps = 1e-5f,
+                    .stats_a = stats,
+                    .stats_b = LW_NO_VIEW,
+                    .rows_per_part = lw_rows_per_part(H * H),
+                    .gamma = lw_rec_take(p, "gamma.16.1.1.1", 0, 0, 0, 0),
+                    .beta = lw_rec_take(p, "beta.16.1.1.1", 0, 0, 0, 0)};
+    lw_rec_op(p, LW_OP_APPLY, "norm")->apply =
+        (lw_apply_args){.in = {.a = a, .b = LW_NO_VIEW, .norm = norm}, .out = input(p, "out", 1, H, C)};
+    if (reader) {
+        norm.stats_a = lw_view_guidance(stats, G);
+        lw_rec_op(p, LW_OP_APPLY, "more")->apply =
+            (lw_apply_args){.in = {.a = lw_view_guidance(a, G), .b = LW_NO_VIEW, .norm = norm}, .out = input(p, "more", G, H, C)};
+    }
+    lw_plan *plan = NULL;
+    lw_error err = {.message = ""};
+    if (lw_plan_make_with(&plan, b, &(lw_plan_options){.unfused = unfused}, p, &err) != LW_OK) fail_msg("%s", err.message);
+    assert_int_equal(lw_params_fill(params, b, NULL), LW_OK);
+    static float in[H * H * C], more[G * H * H * C];
+    for (int i = 0; i < H * H * C; i++) in[i] = value_of("a", i);
+    lw_plan_bind(plan, "a", in, NULL);
+    lw_plan_bind(plan, "out", out, NULL);
+    if (reader) lw_plan_bind(plan, "more", more, NULL);
+    void *temp = lw_alloc_aligned((size_t)lw_plan_temp_bytes(plan) + 1);
+    lw_plan_bind_temp(plan, temp);
+    assert_int_equal(lw_plan_run(plan, NULL), LW_OK);
+    int32_t steps = lw_plan_n_ops(plan);
+    lw_free(temp);
+    lw_plan_free(plan);
+    lw_program_free(p);
+    lw_params_free(params, b);
+    b->tactics = tactics;
+    b->n_tactics = n_tactics;
+    return steps;
+}
+
+static void test_own_statistics(void **state) {
+    (void)state;
+    static const lw_tactic first = {"own", LW_OP_APPLY, LW_TAKES_ALL | LW_TAKES_STATS, own_supports, own_prepare, own_run, NULL};
+    static float want[H * H * C], got[H * H * C];
+    lw_backend *b = open_cpu(true);
+    assert_int_equal(run_norm(b, NULL, false, false, want), 2); /* statistics, norm */
+    for (int reader = 0; reader < 2; reader++) {
+        memset(got, 0, sizeof got);
+        assert_int_equal(run_norm(b, &first, reader != 0, false, got), reader ? 3 : 1); /* what is read is made */
+        for (int i = 0; i < H * H * C; i++) assert_true(fabsf(got[i] - want[i]) < 1e-4f);
+    }
+    assert_int_equal(run_norm(b, &first, false, true, got), 2); /* one thing an op: not this tactic */
     b->close(b);
 }
 
@@ -687,7 +803,8 @@ int main(void) {
         cmocka_unit_test(test_expressions),     cmocka_unit_test(test_bad_parameters),
         cmocka_unit_test(test_packs),           cmocka_unit_test(test_statistics_once),
         cmocka_unit_test(test_externs),         cmocka_unit_test(test_no_overlaps),
-        cmocka_unit_test(test_lowering),        cmocka_unit_test(test_members),
+        cmocka_unit_test(test_lowering),        cmocka_unit_test(test_own_statistics),
+        cmocka_unit_test(test_members),
         cmocka_unit_test(test_members_at_once), cmocka_unit_test(test_run_allocates_nothing),
         cmocka_unit_test(test_faults),
     };
