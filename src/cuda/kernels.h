@@ -137,6 +137,11 @@ typedef struct cu_product_args {
      * row's sum, then its product with the norm's offsets. */
     const float *folded;
     float eps;
+    /* wgmma.cu alone, shortcut_weights NULL: none. A 1x1 product of cat(shortcut_a, shortcut_b), as large as the output, that
+     * is added to the sum: weights [n_rows][c of both], its bias or NULL; epi has no act and no scale then. */
+    cu_view shortcut_a, shortcut_b;
+    const void *shortcut_weights;
+    const float *shortcut_bias;
     cu_epilogue epi;
     int32_t tile;    /* CU_TILE_… */
     int32_t splits;  /* of the sum; over 1: */

@@ -8,6 +8,7 @@
 typedef struct wgmma_state {
     int32_t weights[CU_MAX_MEMBERS], bias[CU_MAX_MEMBERS], tile, splits;
     int64_t folded; /* bytes into the weights, 0: no norm */
+    int32_t shortcut_weights[CU_MAX_MEMBERS], shortcut_bias[CU_MAX_MEMBERS]; /* -1: none */
 } wgmma_state;
 
 typedef struct tile_size {
@@ -71,6 +72,7 @@ static choice best_splits(const cu_backend *b, const lw_product_args *p, int64_t
                          .pad_top = p->pad_top,
                          .pad_left = p->pad_left};
     cu_wgmma_tiling(&t, &a, size->rows);
+    t.steps += cu_ceil_div(p->shortcut_a.c, CU_CHUNK) + cu_ceil_div(p->shortcut_b.c, CU_CHUNK);
     int64_t blocks = (int64_t)members * t.tiles * cu_ceil_div((int32_t)weight_rows, size->columns);
     choice best = {.tile = tile, .splits = 1, .cycles = launch_cycles(b, size, blocks, t.steps)};
     for (int32_t s = 2; s <= CU_WGMMA_MAX_SPLITS && t.steps >= s * MIN_STEPS; s *= 2) {
@@ -127,6 +129,12 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
         if (s->folded) {
             a[i].folded = (const float *)((const char *)a[i].weights + s->folded);
             a[i].eps = op->m[i].product.in.norm.eps;
+        }
+        if (lw_view_is(op->m[i].product.shortcut_a)) {
+            a[i].shortcut_a = cu_view_at(r, op->m[i].product.shortcut_a);
+            a[i].shortcut_b = cu_view_at(r, op->m[i].product.shortcut_b);
+            a[i].shortcut_weights = lw_pack_data(params, s->shortcut_weights[i]);
+            a[i].shortcut_bias = lw_pack_data(params, s->shortcut_bias[i]);
         }
     }
     LW_TRY(cu_enter(backend, err));
@@ -254,7 +262,47 @@ static const lw_tactic linear_normed = {"linear_wgmma_normed",
                                         run,
                                         cu_release};
 
-const lw_tactic *const cu_wgmma_group_tactics[] = {&linear_normed, &linear_any, &conv2d_any, NULL};
+/* ---- a residual block's last convolution with its shortcut in the same sum */
+
+/* One view of a shortcut, as the copy engine walks it. */
+static bool shortcut_view(const lw_view *v, const lw_view *out) {
+    if (!lw_view_is(*v)) return true;
+    int64_t pictures = v->n > 1 ? v->sn : v->sg; /* from one to the next */
+    return v->dtype == LW_F16 && cu_is_vectors(v) && v->g == out->g && v->n == out->n && v->h == out->h && v->w == out->w &&
+           v->sw > 0 && v->sh > 0 && (v->g * v->n == 1 || pictures > 0) && (v->g == 1 || v->n == 1 || v->sg == v->n * v->sn);
+}
+
+static bool supports_shortcut(const lw_backend *b, const lw_params *params, const lw_op *op) {
+    for (int32_t i = 0; i < op->n_member; i++) {
+        const lw_product_args *p = &op->m[i].product;
+        if (!lw_view_is(p->shortcut_a) || p->kh * p->kw == 1 || p->stride != 1 || p->epi.act != LW_ACT_NONE ||
+            lw_view_is(p->epi.scale) || !shortcut_view(&p->shortcut_a, &p->out) || !shortcut_view(&p->shortcut_b, &p->out))
+            return false;
+    }
+    return supports_any(b, params, op);
+}
+
+static lw_status prepare_shortcut(lw_backend *backend, lw_params *params, const lw_op *op, void **state,
+                                  size_t *workspace_bytes, lw_error *err) {
+    (void)workspace_bytes;
+    LW_TRY(prepare(backend, params, op, state, ANY_TILE, err));
+    wgmma_state *s = *state;
+    for (int32_t i = 0; i < op->n_member; i++) {
+        LW_TRY(cu_want_matrix(params, op->m[i].product.shortcut_w, LW_F16, &s->shortcut_weights[i], err));
+        LW_TRY(cu_want_vector(params, op->m[i].product.shortcut_bias, &s->shortcut_bias[i], err));
+    }
+    return LW_OK;
+}
+
+static const lw_tactic conv2d_shortcut = {"conv2d_wgmma_shortcut",
+                                          LW_OP_CONV2D,
+                                          TAKES | LW_TAKES_SHORTCUT | LW_TAKES_MEMBERS,
+                                          supports_shortcut,
+                                          prepare_shortcut,
+                                          run,
+                                          cu_release};
+
+const lw_tactic *const cu_wgmma_group_tactics[] = {&linear_normed, &linear_any, &conv2d_shortcut, &conv2d_any, NULL};
 
 /* ---- attention */
 

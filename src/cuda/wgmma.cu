@@ -14,6 +14,8 @@
  * Weights do not depend on the kernel before: where the launch is programmatic, the ring is filled with them while that
  * kernel still runs, and only then is it waited for.
  *
+ * A residual block's shortcut is further steps of the sum: of other inputs, by other weights, into the same registers.
+ *
  * A layer norm before a linear costs no launch: with W' = W gamma (by columns), W (norm(x)) is (W' x - mean W' 1) / deviation +
  * W beta. The groups that multiply sum each row and its squares out of the stages as they come, about the row's first
  * value, and each block merges the parts of its cluster in order. */
@@ -23,7 +25,9 @@ namespace {
 
 struct member {
     CUtensorMap input, weights;
-    const float *folded; /* layer norm: sums of the weights' rows, then offsets; else NULL */
+    CUtensorMap shortcut[2], shortcut_weights;
+    const float *shortcut_bias; /* NULL: none */
+    const float *folded;        /* layer norm: sums of the weights' rows, then offsets; else NULL */
     cu_view out;
     cu_epilogue epi;
 };
@@ -32,6 +36,8 @@ struct member {
 struct launch_args {
     member of[CU_MAX_MEMBERS];
     cu_tiling t;
+    int32_t steps;       /* t.steps, and those of the shortcut: */
+    int32_t shortcut_chunks, shortcut_c; /* of its first input */
     int32_t gates;       /* GEGLU: out.c, else 0 */
     int32_t input_bytes; /* of a step */
     int32_t channels;    /* of the input; read where the rows are normed, as: */
@@ -162,7 +168,7 @@ template <typename R, int BN> CU_DEVICE void merge_rows(const launch_args &a, fl
         float *at = sums + row * R::ROW + BN, mean = at[0], squares = at[1], count;
         for (int i = 0; i < splits; i++) {
             const float *from = splits > 1 ? static_cast<const float *>(__cluster_map_shared_rank(at, i)) : at;
-            const float n = part_channels(a, cu_part_begin(a.t.steps, i, splits), cu_part_begin(a.t.steps, i + 1, splits));
+            const float n = part_channels(a, cu_part_begin(a.steps, i, splits), cu_part_begin(a.steps, i + 1, splits));
             if (i == 0) mean = from[0], squares = from[1], count = n;
             else merge(mean, squares, count, from[0], from[1], n);
         }
@@ -207,6 +213,12 @@ CU_DEVICE void finish_rows(const member &a, int gates, const float *sums, const 
             unfold8(a.folded, n_rows, sums + row * R::ROW + BN + 2, c, v);
             if (GATED) unfold8(a.folded, n_rows, sums + row * R::ROW + BN + 2, gates + c, gate);
         }
+        if (a.shortcut_bias) {
+            float more[8];
+            load8(a.shortcut_bias + c, more);
+#pragma unroll
+            for (int k = 0; k < 8; k++) v[k] += more[k];
+        }
         epilogue8(a.epi, at.x, at.y, at.z, at.w, c, gates, v, gate);
         store8(static_cast<__half *>(a.out.p) + view_at(a.out, at.x, at.y, at.z, at.w) + c, v);
     }
@@ -218,37 +230,50 @@ CU_DEVICE void finish(const member &a, int gates, const float *sums, const int4 
     else finish_rows<R, BN, SPLITS, false>(a, gates, sums, places, tile, rank);
 }
 
+/* Where a step's operands come from. */
+struct operands {
+    const CUtensorMap *input, *weights;
+    int c, x, y;         /* of the input's box */
+    int column, tap; /* of the weights' */
+};
+
+CU_DEVICE operands operands_at(const launch_args &a, const member &m, cu_place origin, int step) {
+    if (step < a.t.steps) {
+        const cu_step s = cu_step_at(&a.t, origin, step);
+        return {&m.input, &m.weights, s.c, s.x, s.y, s.c, s.tap};
+    }
+    const int chunk = step - a.t.steps, second = chunk >= a.shortcut_chunks,
+              c = (second ? chunk - a.shortcut_chunks : chunk) * CU_CHUNK;
+    return {&m.shortcut[second], &m.shortcut_weights, c, origin.x, origin.y, second ? a.shortcut_c + c : c, 0};
+}
+
 /* One thread starts all copies: those of weights for the first round of the ring before the launch before is over. */
 template <typename R>
 CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, uint32_t full, uint32_t empty,
                        cu_place origin, int tile, int begin, int n_steps) {
-    const CUtensorMap *input = &m.input, *weights = &m.weights;
     const int row0 = cu_weight_row(tile, R::B_BYTES / CU_CHUNK_BYTES, a.gates, 0),
               row1 = cu_weight_row(tile, R::B_BYTES / CU_CHUNK_BYTES, a.gates, 1);
     const int first = n_steps < R::STAGES ? n_steps : R::STAGES;
-    for (int round = 0; round < 2; round++) { /* all weights, then inputs */
-        for (int i = 0; i < first; i++) {
-            const cu_step s = cu_step_at(&a.t, origin, begin + i);
-            const uint32_t at = stages + i * R::STAGE, bar = full + i * 8;
-            if (round) {
-                copy_box(at, input, bar, s.c, s.x, s.y, origin.n);
-                continue;
-            }
-            barrier_expect(bar, a.input_bytes + R::B_BYTES);
-            copy_weights(at + R::A_BYTES, weights, bar, s.c, s.tap, row0);
-            if (a.gates) copy_weights(at + R::A_BYTES + R::B_BYTES / 2, weights, bar, s.c, s.tap, row1);
-        }
-        if (!round) previous_launch_wait();
-    }
+    auto weights_of = [&](const operands &s, uint32_t at, uint32_t bar) {
+        barrier_expect(bar, a.input_bytes + R::B_BYTES);
+        copy_weights(at + R::A_BYTES, s.weights, bar, s.column, s.tap, row0);
+        if (a.gates) copy_weights(at + R::A_BYTES + R::B_BYTES / 2, s.weights, bar, s.column, s.tap, row1);
+    };
+    auto input_of = [&](const operands &s, uint32_t at, uint32_t bar) {
+        copy_box(at, s.input, bar, s.c, s.x, s.y, origin.n);
+    };
+    for (int i = 0; i < first; i++)
+        weights_of(operands_at(a, m, origin, begin + i), stages + i * R::STAGE, full + i * 8);
+    previous_launch_wait();
+    for (int i = 0; i < first; i++)
+        input_of(operands_at(a, m, origin, begin + i), stages + i * R::STAGE, full + i * 8);
     for (int i = first; i < n_steps; i++) {
-        const cu_step s = cu_step_at(&a.t, origin, begin + i);
+        const operands s = operands_at(a, m, origin, begin + i);
         const int k = i % R::STAGES;
         const uint32_t at = stages + k * R::STAGE, bar = full + k * 8;
         barrier_wait(empty + k * 8, (i / R::STAGES - 1) & 1);
-        barrier_expect(bar, a.input_bytes + R::B_BYTES);
-        copy_weights(at + R::A_BYTES, weights, bar, s.c, s.tap, row0);
-        if (a.gates) copy_weights(at + R::A_BYTES + R::B_BYTES / 2, weights, bar, s.c, s.tap, row1);
-        copy_box(at, input, bar, s.c, s.x, s.y, origin.n);
+        weights_of(s, at, bar);
+        input_of(s, at, bar);
     }
 }
 
@@ -308,8 +333,8 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
     const int tile = blockIdx.x / splits;
     const member &m = a.of[blockIdx.z];
     const cu_place origin = cu_tile_origin(&a.t, blockIdx.y);
-    const int begin = cu_part_begin(a.t.steps, rank, splits),
-              n_steps = cu_part_begin(a.t.steps, rank + 1, splits) - begin;
+    const int begin = cu_part_begin(a.steps, rank, splits),
+              n_steps = cu_part_begin(a.steps, rank + 1, splits) - begin;
 
     if (threadIdx.x == 0) {
         asm volatile("prefetch.tensormap [%0];\nprefetch.tensormap [%1];\n" ::"l"(&m.input), "l"(&m.weights) : "memory");
@@ -380,11 +405,24 @@ bool encode_input(encoder make, CUtensorMap *map, const cu_product_args &a, cons
     return encode(make, map, a.in.p, 4, dims, strides, box, every);
 }
 
-bool encode_weights(encoder make, CUtensorMap *map, const cu_product_args &a, uint32_t box_rows) {
-    const cuuint64_t c = a.in.c, taps = a.kh * a.kw;
-    const cuuint64_t dims[3] = {c, taps, static_cast<cuuint64_t>(a.n_rows)}, strides[2] = {c * 2, c * taps * 2};
+/* [rows][taps][c] */
+bool encode_weights(encoder make, CUtensorMap *map, const void *weights, cuuint64_t c, cuuint64_t taps, int rows,
+                    uint32_t box_rows) {
+    const cuuint64_t dims[3] = {c, taps, static_cast<cuuint64_t>(rows)}, strides[2] = {c * 2, c * taps * 2};
     const cuuint32_t box[3] = {CU_CHUNK, 1, box_rows}, every[3] = {1, 1, 1};
-    return encode(make, map, a.weights, 3, dims, strides, box, every);
+    return encode(make, map, weights, 3, dims, strides, box, every);
+}
+
+/* A shortcut's input: as large as the output, boxes as the tile's. */
+bool encode_shortcut(encoder make, CUtensorMap *map, const cu_view &v, const cu_tiling &t) {
+    const cuuint64_t sw = 2 * v.sw, w = v.w, h = v.h, sh = h > 1 ? 2 * static_cast<cuuint64_t>(v.sh) : sw * w,
+                     sn = t.n > 1 ? 2 * static_cast<cuuint64_t>(v.n > 1 ? v.sn : v.sg) : sh * h;
+    const cuuint64_t dims[4] = {static_cast<cuuint64_t>(v.c), w, h, static_cast<cuuint64_t>(t.n)},
+                     strides[3] = {sw, sh, sn};
+    const cuuint32_t box[4] = {CU_CHUNK, static_cast<cuuint32_t>(t.bw), static_cast<cuuint32_t>(t.bh),
+                               static_cast<cuuint32_t>(t.bn)},
+                     every[4] = {1, 1, 1, 1};
+    return encode(make, map, v.p, 4, dims, strides, box, every);
 }
 
 template <int GROUPS, int HEIGHT, int BN, int BLOCKS>
@@ -396,13 +434,28 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
     const bool flat = cu_wgmma_tiling(&args.t, &first, R::BM);
     args.gates = first.epi.act == CU_ACT_GEGLU ? first.out.c : 0;
     args.input_bytes = args.t.bw * args.t.bh * args.t.bn * CU_CHUNK_BYTES;
+    args.steps = args.t.steps;
+    if (first.shortcut_weights) {
+        args.shortcut_c = first.shortcut_a.c;
+        args.shortcut_chunks = cu_ceil_div(first.shortcut_a.c, CU_CHUNK);
+        args.steps += args.shortcut_chunks + cu_ceil_div(first.shortcut_b.c, CU_CHUNK);
+    }
     args.channels = first.in.c;
     args.eps = first.eps;
     for (int i = 0; i < n; i++) {
         member &m = args.of[i];
         if (!encode_input(make, &m.input, of[i], args.t, flat) ||
-            !encode_weights(make, &m.weights, of[i], args.gates ? BN / 2 : BN))
+            !encode_weights(make, &m.weights, of[i].weights, first.in.c, first.kh * first.kw, first.n_rows,
+                            args.gates ? BN / 2 : BN))
             return cudaErrorInvalidValue;
+        if (first.shortcut_weights) {
+            const cu_view &a = of[i].shortcut_a, &b = of[i].shortcut_b;
+            if (!encode_shortcut(make, &m.shortcut[0], a, args.t) ||
+                (b.c && !encode_shortcut(make, &m.shortcut[1], b, args.t)) ||
+                !encode_weights(make, &m.shortcut_weights, of[i].shortcut_weights, a.c + b.c, 1, first.n_rows, BN))
+                return cudaErrorInvalidValue;
+            m.shortcut_bias = of[i].shortcut_bias;
+        }
         m.folded = of[i].folded;
         m.out = of[i].out;
         m.epi = of[i].epi;
