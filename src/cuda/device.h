@@ -92,6 +92,8 @@ static inline cu_view cu_view_at(const lw_run *run, lw_view v) {
 }
 
 static inline bool cu_is_float(const lw_view *v) { return v->dtype == LW_F16 || v->dtype == LW_F32; }
+/* Whether the members can be of one launch: few, and alike. */
+bool cu_members_fit(const lw_params *params, const lw_op *op);
 /* Rows of 8 channels each, that 16-byte accesses can walk. */
 bool cu_is_vectors(const lw_view *v);
 /* Rows of (g, n, h, w) at one stride. */

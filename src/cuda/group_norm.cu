@@ -50,7 +50,7 @@ bool lay_out(const cu_apply_args &a, int members, geometry *g) {
         g->slab = slab, g->lanes = lanes, g->splits = splits, g->kept = divide_up(mine, lanes);
         g->bytes = vector * g->kept * lanes * slab;
         if (g->bytes <= LIMIT) return true;
-        if (slab == unit || slab % 2) return false;
+        if (slab == unit || slab % 2 || slab / 2 * vector < 32) return false; /* memory is read 32 bytes at a time */
     }
 }
 

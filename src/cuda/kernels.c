@@ -104,7 +104,7 @@ static lw_status apply_run(lw_backend *b, const lw_params *params, const lw_op *
 /* ---- group norm with its statistics */
 
 static bool group_norm_supports(const lw_backend *b, const lw_params *params, const lw_op *op) {
-    if (((const cu_backend *)b)->major < 9) return false;
+    if (((const cu_backend *)b)->major < 9 || !cu_members_fit(params, op)) return false;
     for (int32_t i = 0; i < op->n_member; i++) {
         lw_op one = {.kind = op->kind, .n_member = 1, .name = op->name, .m = &op->m[i]};
         const lw_norm *norm = &one.m->apply.in.norm;

@@ -24,7 +24,7 @@ static const tile_size tiles[CU_N_WGMMA_TILES] = {
 /* Of a product whose prologue is still in it, too: what it leaves for the tactic is dense, of the size of out. */
 static bool supports(const lw_backend *backend, const lw_params *params, const lw_op *op, int32_t tile) {
     const cu_backend *b = (const cu_backend *)backend;
-    if (b->major != 9 || b->minor != 0 || !b->encode) return false;
+    if (b->major != 9 || b->minor != 0 || !b->encode || !cu_members_fit(params, op)) return false;
     for (int32_t i = 0; i < op->n_member; i++) {
         const lw_product_args *p = &op->m[i].product;
         const lw_view *in = &p->in.a, *out = &p->out;
@@ -141,12 +141,14 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
     return cu_launched(backend, op, cu_wgmma(cu_order_of(backend, r), a, op->n_member, cu_of(backend)->encode), err);
 }
 
-enum { TAKES = LW_TAKES_ADDEND | LW_TAKES_ACT | LW_TAKES_GEGLU | LW_TAKES_SCALE | LW_TAKES_RESIDUAL };
+enum {
+    TAKES = LW_TAKES_ADDEND | LW_TAKES_ACT | LW_TAKES_GEGLU | LW_TAKES_SCALE | LW_TAKES_RESIDUAL | LW_TAKES_MEMBERS
+};
 
 /* A tactic has no data of its own: each tile has functions that name it. */
 #define X(index, groups, height, columns, blocks)                                                                      \
     static bool supports_##index(const lw_backend *b, const lw_params *params, const lw_op *op) {                      \
-        return op->n_member == 1 && supports(b, params, op, index);                                                    \
+        return supports(b, params, op, index);                                                                         \
     }                                                                                                                  \
     static lw_status prepare_##index(lw_backend *b, lw_params *params, const lw_op *op, void **state,                  \
                                      size_t *workspace_bytes, lw_error *err) {                                         \
@@ -179,7 +181,7 @@ const lw_tactic *const cu_wgmma_tactics[] = {
 /* ---- several members in one launch, and one by the model's choice: what a plan without tuning could take */
 
 static bool supports_any(const lw_backend *b, const lw_params *params, const lw_op *op) {
-    return op->n_member <= CU_MAX_MEMBERS && best_tile((const cu_backend *)b, params, op).tile >= 0;
+    return best_tile((const cu_backend *)b, params, op).tile >= 0;
 }
 
 static lw_status prepare_any(lw_backend *b, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,
@@ -189,9 +191,9 @@ static lw_status prepare_any(lw_backend *b, lw_params *params, const lw_op *op, 
 }
 
 static const lw_tactic linear_any = {
-    "linear_wgmma", LW_OP_LINEAR, TAKES | LW_TAKES_MEMBERS, supports_any, prepare_any, run, cu_release};
+    "linear_wgmma", LW_OP_LINEAR, TAKES, supports_any, prepare_any, run, cu_release};
 static const lw_tactic conv2d_any = {
-    "conv2d_wgmma", LW_OP_CONV2D, TAKES | LW_TAKES_MEMBERS, supports_any, prepare_any, run, cu_release};
+    "conv2d_wgmma", LW_OP_CONV2D, TAKES, supports_any, prepare_any, run, cu_release};
 
 
 /* ---- a layer norm and its linear in one launch */
@@ -256,7 +258,7 @@ static lw_status prepare_normed(lw_backend *backend, lw_params *params, const lw
 
 static const lw_tactic linear_normed = {"linear_wgmma_normed",
                                         LW_OP_LINEAR,
-                                        TAKES | LW_TAKES_PROLOGUE | LW_TAKES_MEMBERS,
+                                        TAKES | LW_TAKES_PROLOGUE,
                                         supports_normed,
                                         prepare_normed,
                                         run,
@@ -296,7 +298,7 @@ static lw_status prepare_shortcut(lw_backend *backend, lw_params *params, const 
 
 static const lw_tactic conv2d_shortcut = {"conv2d_wgmma_shortcut",
                                           LW_OP_CONV2D,
-                                          TAKES | LW_TAKES_SHORTCUT | LW_TAKES_MEMBERS,
+                                          TAKES | LW_TAKES_SHORTCUT,
                                           supports_shortcut,
                                           prepare_shortcut,
                                           run,

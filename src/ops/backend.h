@@ -107,6 +107,8 @@ struct lw_behind {
     lw_status (*replay)(lw_backend *backend, void *graph, lw_error *err);
     void (*free_graph)(lw_backend *backend, void *graph);
     uint64_t (*free_bytes)(lw_backend *backend); /* of device memory now */
+    /* For profilers: what is queued from here on belongs to this program or op; NULL ends the last that began. */
+    void (*range)(lw_backend *backend, const char *name);
 };
 
 /* The same for any backend: a copy at once, no mark, where it is not behind. */

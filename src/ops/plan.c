@@ -218,11 +218,12 @@ static bool can_run(const lw_plan *plan, const lw_tactic *t, const lw_op *op) {
     return t->supports(plan->backend, plan->program->params, op);
 }
 
-/* What tuning chose, else the first by the backend's order; NULL: none. */
+/* What tuning chose, else the first by the backend's order; NULL: none, or each member by itself. */
 static const lw_tactic *choose(const lw_plan *plan, const lw_op *op) {
     const lw_backend *b = plan->backend;
     lw_choice choice;
     bool chosen = plan->options.choices && lw_choices_get(plan->options.choices, lw_op_signature(plan->program->params, op), &choice);
+    if (chosen && op->n_member > 1 && !strcmp(choice.tactic, LW_APART)) return NULL;
     for (int32_t i = 0; chosen && i < b->n_tactics; i++)
         if (!strcmp(b->tactics[i]->name, choice.tactic) && can_run(plan, b->tactics[i], op)) return b->tactics[i];
     for (int32_t i = 0; i < b->n_tactics; i++)
@@ -542,10 +543,17 @@ void lw_plan_bind_temp(lw_plan *plan, void *temp) {
 
 /* ---- running */
 
+static void range(const lw_plan *plan, const char *name) {
+    if (plan->backend->behind) plan->backend->behind->range(plan->backend, name);
+}
+
 static lw_status run_step(lw_plan *plan, step *s, void *queue, lw_error *err) {
     lw_run run = {
         .bases = plan->bases, .workspace = s->workspace < 0 ? NULL : plan->bases[s->workspace], .queue = queue};
-    return s->tactic->run(plan->backend, plan->program->params, &s->op, s->state, &run, err);
+    range(plan, s->op.name);
+    lw_status status = s->tactic->run(plan->backend, plan->program->params, &s->op, s->state, &run, err);
+    range(plan, NULL);
+    return status;
 }
 
 /* Runs all ops into a graph; marks, where given, holds n_steps + 1 marks: before each op and after the last. */
@@ -562,7 +570,7 @@ static lw_status capture(lw_plan *plan, void **marks, void **graph, lw_error *er
     return status == LW_OK ? ended : status;
 }
 
-lw_status lw_plan_run(lw_plan *plan, lw_error *err) {
+static lw_status run_or_replay(lw_plan *plan, lw_error *err) {
     if (plan->backend->behind && !plan->options.no_graph && plan->n_runs > 0) {
         if (!plan->graph) LW_TRY(capture(plan, NULL, &plan->graph, err));
         return plan->backend->behind->replay(plan->backend, plan->graph, err);
@@ -570,6 +578,13 @@ lw_status lw_plan_run(lw_plan *plan, lw_error *err) {
     for (int32_t i = 0; i < plan->n_steps; i++) LW_TRY(run_step(plan, &plan->steps[i], NULL, err));
     plan->n_runs++;
     return LW_OK;
+}
+
+lw_status lw_plan_run(lw_plan *plan, lw_error *err) {
+    range(plan, plan->program->name);
+    lw_status status = run_or_replay(plan, err);
+    range(plan, NULL);
+    return status;
 }
 
 /* On a device: one graph with a mark between ops, so that no gap of the host's is timed with them. */

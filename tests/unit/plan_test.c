@@ -13,6 +13,7 @@
 
 #include "cpu/cpu.h"
 #include "cpu/ref/ref.h"
+#include "ops/tune.h"
 
 /* ---- a source whose tensors are named by their shape: "a.O.I.kh.kw", values by name and index */
 
@@ -713,6 +714,15 @@ static void test_members_at_once(void **state) {
     assert_int_equal(lw_plan_n_ops(plan), p->n_ops);
     assert_int_equal(lw_plan_op(plan, p->n_ops - 1).op->n_member, 2);
     lw_plan_free(plan);
+
+    lw_choices *choices = lw_choices_new();
+    lw_choice choice = {.signature = lw_op_signature(params, &p->ops[p->n_ops - 1]), .tactic = LW_APART};
+    plan = NULL;
+    assert_int_equal(lw_choices_put(choices, &choice, NULL), LW_OK);
+    assert_int_equal(lw_plan_make_with(&plan, b, &(lw_plan_options){.choices = choices}, p, NULL), LW_OK);
+    assert_int_equal(lw_plan_n_ops(plan), p->n_ops + 1);
+    lw_plan_free(plan);
+    lw_choices_free(choices);
 
     /* Taking members but not every field: what must be split off is split off all of them in one op, which the
      * references run one by one. */
