@@ -27,7 +27,7 @@ static const char usage[] =
     "  --processor-time   latency: the processor's time instead of the clock's; with --threads 1\n"
     "  --tune             time tactics first and run the fastest    --budget MS  of timing a tactic of an op\n"
     "  --choices FILE     tactics that an earlier run wrote there; written by tactics and with --tune\n"
-    "  --group            CUDA: own products first, ControlNet's and the encoder's in one launch where they can\n"
+    "  --group            CUDA: products of ControlNet and the encoder in one launch where they can\n"
     "  --overlap          CUDA: own products begin while the launch before ends    --no-wgmma  without those of "
     "Hopper\n"
     "  --tflops N --gbs N ceilings: 800 TFLOP/s and 4200 GB/s without them\n";

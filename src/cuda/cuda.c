@@ -285,6 +285,11 @@ static lw_status open_device(cu_backend *b, lw_error *err) {
     b->minor = p.minor;
     b->n_sm = p.multiProcessorCount;
     b->overlap &= p.major >= 9;
+    b->model = cu_h100;
+    b->model.n_sm = p.multiProcessorCount;
+    int khz = 0; /* not in the properties since CUDA 13; two transfers a clock */
+    CU_TRY(&b->base, err, cudaDeviceGetAttribute(&khz, cudaDevAttrMemoryClockRate, b->index));
+    if (khz > 0 && p.memoryBusWidth > 0) b->model.memory = 2e-6 * khz * p.memoryBusWidth / 8;
     b->base.cache_bytes = p.l2CacheSize;
     if (p.major < 8)
         return lw_fail(err, LW_EDEVICE, "cuda:%d: %s has compute capability %d.%d, 8.0 or newer is needed", b->index,
@@ -345,13 +350,13 @@ lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error 
         gpu_close(&b->base);
         return status;
     }
-    if (params->group && !params->no_wgmma) add_tactics(b, cu_wgmma_group_tactics);
+    if (!params->no_wgmma) add_tactics(b, params->group ? cu_wgmma_group_tactics : cu_wgmma_tactics);
     add_tactics(b, cu_blas_tactics);
     add_tactics(b, cu_dnn_tactics);
     add_tactics(b, cu_product_tactics);
     add_tactics(b, cu_kernel_tactics);
     add_tactics(b, cu_wide_tactics);
-    if (!params->no_wgmma) add_tactics(b, cu_wgmma_tactics);
+    if (!params->no_wgmma) add_tactics(b, cu_wgmma_tile_tactics);
     if (params->wgmma_attention) add_tactics(b, cu_wgmma_attention_tactics);
     *out = &b->base;
     return LW_OK;

@@ -11,7 +11,7 @@ typedef struct lw_cuda_params {
     int32_t device_index;
     lw_precision precision; /* AUTO is FP16; FP32 is the exact mode */
     bool overlap;           /* products begin while the launch before ends, where the device can */
-    bool group;             /* the Hopper kernels take several members; without tuning they come first */
+    bool group;             /* the Hopper products take several members in one launch */
     bool wgmma_attention;   /* the Hopper attention too, last in preference */
     bool no_wgmma;          /* without the Hopper kernels, for comparisons */
 } lw_cuda_params;

@@ -8,6 +8,7 @@
 #include "cuda/cuda.h"
 #include "cuda/kernels.h"
 #include "cuda/libraries.h"
+#include "cuda/model.h"
 
 /* Where work goes: a stream. The backend has one; a session's own or one that captures takes its place by lw_run. */
 typedef struct cu_queue {
@@ -22,6 +23,7 @@ typedef struct cu_conv_plan cu_conv_plan; /* cudnn.c */
 typedef struct cu_backend {
     lw_backend base;
     int32_t index, major, minor, n_sm;
+    cu_model model; /* of Hopper products on this device */
     char name[64]; /* of the device */
     cu_queue queue;
     cu_blas_functions lt;
@@ -124,9 +126,10 @@ extern const lw_tactic *const cu_blas_tactics[];
 extern const lw_tactic *const cu_dnn_tactics[];
 extern const lw_tactic *const cu_product_tactics[];
 extern const lw_tactic cu_conv2d_mma; /* one of them: where cuDNN has no engine */
-extern const lw_tactic *const cu_wgmma_tactics[];
+extern const lw_tactic *const cu_wgmma_tactics[];       /* by the model's choice */
+extern const lw_tactic *const cu_wgmma_group_tactics[]; /* the same, taking several members */
+extern const lw_tactic *const cu_wgmma_tile_tactics[];  /* of one tile each */
 extern const lw_tactic *const cu_wgmma_attention_tactics[];
-extern const lw_tactic *const cu_wgmma_group_tactics[]; /* take several members */
 extern const lw_tactic *const cu_kernel_tactics[];
 extern const lw_tactic *const cu_wide_tactics[]; /* attention that cu_kernel_tactics does not take */
 

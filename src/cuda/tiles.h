@@ -76,6 +76,11 @@ CU_BOTH bool cu_wgmma_tiling(cu_tiling *t, const cu_product_args *a, int32_t bm)
     return flat;
 }
 
+/* Steps that a shortcut adds to the sum. */
+CU_BOTH int32_t cu_shortcut_steps(const cu_product_args *a) {
+    return cu_ceil_div(a->shortcut_a.c, CU_CHUNK) + cu_ceil_div(a->shortcut_b.c, CU_CHUNK);
+}
+
 typedef struct cu_place {
     int32_t x, y, n;
 } cu_place;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
- * Tactics over the Hopper product kernels (wgmma.cu), one for each tile: which is fastest for a shape is the tuner's to
- * find. In half on sm_90 alone, with the whole epilogue. After the libraries in the order of preference: without a
- * table of choices they run nothing that they have not been measured to win. */
+ * Tactics over the Hopper product kernels (wgmma.cu), in half on sm_90 alone, with the whole epilogue. The first of
+ * all, linear_wgmma and conv2d_wgmma, take the tile that the model says (model.h). Those of one tile each stand behind
+ * the libraries: which of them is faster yet for a shape is the tuner's to find. */
 #include "cuda/device.h"
-#include "cuda/tiles.h"
+#include "cuda/model.h"
 
 typedef struct wgmma_state {
     int32_t weights[CU_MAX_MEMBERS], bias[CU_MAX_MEMBERS], tile, splits;
@@ -11,15 +11,7 @@ typedef struct wgmma_state {
     int32_t shortcut_weights[CU_MAX_MEMBERS], shortcut_bias[CU_MAX_MEMBERS]; /* -1: none */
 } wgmma_state;
 
-typedef struct tile_size {
-    int32_t rows, columns, blocks;
-} tile_size;
-
-static const tile_size tiles[CU_N_WGMMA_TILES] = {
-#define X(index, groups, height, columns, blocks) [index] = {(groups) * (height)*64, columns, blocks},
-    CU_WGMMA_TILES(X)
-#undef X
-};
+enum { ANY_TILE = -1 };
 
 /* Of a product whose prologue is still in it, too: what it leaves for the tactic is dense, of the size of out. */
 static bool supports(const lw_backend *backend, const lw_params *params, const lw_op *op, int32_t tile) {
@@ -33,81 +25,41 @@ static bool supports(const lw_backend *backend, const lw_params *params, const l
         int64_t d[4], rows = (int64_t)out->g * out->n * out->h * out->w;
         lw_param_dims(params, p->w, d);
         if (rows >= 1 << 21 || d[1] * d[2] * d[3] >= 1 << 30) return false;
+        if (tile == ANY_TILE) {
+            if (!cu_wgmma_fills((int32_t)d[1])) return false;
+            continue;
+        }
         /* a tile of twice what there is only wastes */
-        const tile_size *t = &tiles[tile];
+        const cu_tile_size *t = &cu_wgmma_tiles[tile];
         if ((t->rows > 64 && t->rows >= 2 * rows) || (t->columns > 64 && t->columns >= 2 * d[0])) return false;
     }
     return true;
 }
 
-/* ---- splits and, for what is not tuned, tiles: by a plain model of a launch in cycles of a multiprocessor */
-
-typedef struct choice {
-    int32_t tile, splits;
-    double cycles;
-} choice;
-
-static double launch_cycles(const cu_backend *b, const tile_size *size, int64_t blocks, int32_t steps) {
-    /* dense half products a cycle; bytes a cycle out of the level-2 cache; a launch before and after its steps */
-    const double products = 2048, bytes = 36, ends = 2500, sums = 16;
-    double multiply = (double)size->rows * size->columns * CU_CHUNK / products,
-           load = (double)(size->rows + size->columns) * CU_CHUNK_BYTES / bytes,
-           step = multiply > load ? multiply : load;
-    int64_t room = (int64_t)b->n_sm * size->blocks, waves = (blocks + room - 1) / room;
-    double together = blocks > b->n_sm ? size->blocks : 1; /* on one multiprocessor, each slower by the other */
-    return (double)waves * (together * steps * step + (double)size->rows * size->columns / sums) + ends;
-}
-
-/* The splits that the model says are best for a tile; a part of the sum has some steps to be worth its beginning. */
-static choice best_splits(const cu_backend *b, const lw_product_args *p, int64_t weight_rows, int32_t members,
-                          int32_t tile) {
-    enum { MIN_STEPS = 4, REDUCE = 1500 };
-    const tile_size *size = &tiles[tile];
-    cu_tiling t;
-    cu_product_args a = {.in = cu_view_of(p->in.a),
-                         .out = cu_view_of(p->out),
-                         .kh = p->kh,
-                         .kw = p->kw,
-                         .stride = p->stride,
-                         .pad_top = p->pad_top,
-                         .pad_left = p->pad_left};
-    cu_wgmma_tiling(&t, &a, size->rows);
-    t.steps += cu_ceil_div(p->shortcut_a.c, CU_CHUNK) + cu_ceil_div(p->shortcut_b.c, CU_CHUNK);
-    int64_t blocks = (int64_t)members * t.tiles * cu_ceil_div((int32_t)weight_rows, size->columns);
-    choice best = {.tile = tile, .splits = 1, .cycles = launch_cycles(b, size, blocks, t.steps)};
-    for (int32_t s = 2; s <= CU_WGMMA_MAX_SPLITS && t.steps >= s * MIN_STEPS; s *= 2) {
-        double cycles = launch_cycles(b, size, blocks * s, cu_ceil_div(t.steps, s)) + REDUCE;
-        if (cycles < best.cycles) best.splits = s, best.cycles = cycles;
-    }
-    return best;
-}
-
-static choice best_tile(const cu_backend *b, const lw_params *params, const lw_op *op) {
+static cu_choice choose(const cu_backend *b, const lw_params *params, const lw_op *op, int32_t tile) {
+    const lw_product_args *p = &op->m->product;
     int64_t d[4];
-    choice best = {.tile = -1};
-    lw_param_dims(params, op->m->product.w, d);
-    for (int32_t tile = 0; tile < CU_N_WGMMA_TILES; tile++) {
-        if (!supports(&b->base, params, op, tile)) continue;
-        choice c = best_splits(b, &op->m->product, d[0], op->n_member, tile);
-        if (best.tile < 0 || c.cycles < best.cycles) best = c;
-    }
-    return best;
+    lw_param_dims(params, p->w, d);
+    const cu_product_args a = {.in = cu_view_of(p->in.a),
+                               .out = cu_view_of(p->out),
+                               .n_rows = (int32_t)d[0],
+                               .kh = p->kh,
+                               .kw = p->kw,
+                               .stride = p->stride,
+                               .pad_top = p->pad_top,
+                               .pad_left = p->pad_left};
+    return tile == ANY_TILE ? cu_wgmma_choose(&b->model, &a, op->n_member)
+                            : cu_wgmma_splits(&b->model, &a, op->n_member, tile);
 }
 
 /* ---- a tactic's three functions, for a tile or for the model's choice (ANY_TILE) */
-
-enum { ANY_TILE = -1 };
 
 static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op, void **state, int32_t tile,
                          lw_error *err) {
     wgmma_state *s = lw_alloc(1, sizeof *s);
     if (!s) return lw_fail(err, LW_ENOMEM, "op %s: no memory for its state", op->name);
     *state = s;
-    int64_t d[4];
-    lw_param_dims(params, op->m->product.w, d);
-    choice c = tile == ANY_TILE ? best_tile(cu_of(backend), params, op)
-                                : best_splits(cu_of(backend), &op->m->product, d[0], op->n_member, tile);
-    if (c.tile < 0) return lw_fail(err, LW_EINTERNAL, "op %s: no tile takes it", op->name);
+    const cu_choice c = choose(cu_of(backend), params, op, tile);
     s->tile = c.tile;
     s->splits = c.splits;
     for (int32_t i = 0; i < op->n_member; i++) {
@@ -172,16 +124,16 @@ enum {
 CU_WGMMA_TILES(X)
 #undef X
 
-const lw_tactic *const cu_wgmma_tactics[] = {
+const lw_tactic *const cu_wgmma_tile_tactics[] = {
 #define X(index, groups, height, columns, blocks) &linear_##index, &conv2d_##index,
     CU_WGMMA_TILES(X)
 #undef X
         NULL};
 
-/* ---- several members in one launch, and one by the model's choice: what a plan without tuning could take */
+/* ---- by the model's choice: for one product, or for several members in one launch */
 
 static bool supports_any(const lw_backend *b, const lw_params *params, const lw_op *op) {
-    return best_tile((const cu_backend *)b, params, op).tile >= 0;
+    return supports(b, params, op, ANY_TILE);
 }
 
 static lw_status prepare_any(lw_backend *b, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,
@@ -190,11 +142,8 @@ static lw_status prepare_any(lw_backend *b, lw_params *params, const lw_op *op, 
     return prepare(b, params, op, state, ANY_TILE, err);
 }
 
-static const lw_tactic linear_any = {
-    "linear_wgmma", LW_OP_LINEAR, TAKES, supports_any, prepare_any, run, cu_release};
-static const lw_tactic conv2d_any = {
-    "conv2d_wgmma", LW_OP_CONV2D, TAKES, supports_any, prepare_any, run, cu_release};
-
+static const lw_tactic linear_any = {"linear_wgmma", LW_OP_LINEAR, TAKES, supports_any, prepare_any, run, cu_release};
+static const lw_tactic conv2d_any = {"conv2d_wgmma", LW_OP_CONV2D, TAKES, supports_any, prepare_any, run, cu_release};
 
 /* ---- a layer norm and its linear in one launch */
 
@@ -236,8 +185,7 @@ static lw_status prepare_normed(lw_backend *backend, lw_params *params, const lw
     wgmma_state *s = lw_alloc(1, sizeof *s);
     if (!s) return lw_fail(err, LW_ENOMEM, "op %s: no memory for its state", op->name);
     *state = s;
-    choice c = best_tile(cu_of(backend), params, op);
-    if (c.tile < 0) return lw_fail(err, LW_EINTERNAL, "op %s: no tile takes it", op->name);
+    const cu_choice c = choose(cu_of(backend), params, op, ANY_TILE);
     s->tile = c.tile;
     s->splits = c.splits;
     for (int32_t i = 0; i < op->n_member; i++) {
@@ -304,7 +252,7 @@ static const lw_tactic conv2d_shortcut = {"conv2d_wgmma_shortcut",
                                           run,
                                           cu_release};
 
-const lw_tactic *const cu_wgmma_group_tactics[] = {&linear_normed, &linear_any, &conv2d_shortcut, &conv2d_any, NULL};
+const lw_tactic *const cu_wgmma_tactics[] = {&linear_normed, &linear_any, &conv2d_shortcut, &conv2d_any, NULL};
 
 /* ---- attention */
 

@@ -438,7 +438,7 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
     if (first.shortcut_weights) {
         args.shortcut_c = first.shortcut_a.c;
         args.shortcut_chunks = cu_ceil_div(first.shortcut_a.c, CU_CHUNK);
-        args.steps += args.shortcut_chunks + cu_ceil_div(first.shortcut_b.c, CU_CHUNK);
+        args.steps += cu_shortcut_steps(&first);
     }
     args.channels = first.in.c;
     args.eps = first.eps;

@@ -6,16 +6,7 @@
 
 #ifdef LW_HAVE_CUDA
 #include "base/base.h"
-#include "cuda/tiles.h"
-
-typedef struct tile_size {
-    int32_t rows, columns;
-} tile_size;
-static const tile_size tiles[CU_N_WGMMA_TILES] = {
-#define X(index, groups, height, columns, blocks) [index] = {(groups) * (height)*64, columns},
-    CU_WGMMA_TILES(X)
-#undef X
-};
+#include "cuda/model.h"
 
 typedef struct shape {
     int32_t n, h, w, c, o, k, stride, pad; /* input; pad is above and left */
@@ -61,7 +52,7 @@ typedef struct rig {
     const shape *s;
     cu_product_args a;
     cu_tiling t;
-    tile_size size;
+    cu_tile_size size;
     bool flat;
     float *in, *weights, *memory, *sums;
     int32_t *written;
@@ -146,7 +137,7 @@ static float *whole_numbers(int64_t n, uint32_t seed) {
 }
 
 static void check(const shape *s, int32_t tile, int32_t splits) {
-    rig r = {.s = s, .size = tiles[tile]};
+    rig r = {.s = s, .size = cu_wgmma_tiles[tile]};
     const int32_t rows = s->geglu ? 2 * s->o : s->o;
     const int64_t pixels = (int64_t)s->n * s->out_h * s->out_w, total = pixels * s->o;
     r.a = (cu_product_args){.in = {.half = 1,
