@@ -10,11 +10,16 @@
 
 namespace {
 
+struct tensor {
+    CUtensorMap map;
+    int32_t n_step, g_step; /* as cu_heads */
+};
+
 struct attention_args {
-    CUtensorMap q, k, v;
+    tensor q, k, v;
     cu_view out;
-    int32_t queries, keys, k_n, k_g, v_n, v_g; /* k_n: 1 where keys differ along n; k_g along g, and so on */
-    float factor;                              /* scale * log2(e) */
+    int32_t queries, keys;
+    float factor; /* scale * log2(e) */
 };
 
 template <int D, int GROUPS> struct shape {
@@ -28,22 +33,17 @@ template <int D, int GROUPS> struct shape {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-CU_DEVICE void copy_head(uint32_t to, const CUtensorMap *map, uint32_t bar, int c, int head, int row, int n, int g) {
+CU_DEVICE void copy_head(uint32_t to, const tensor &t, uint32_t bar, int c, int head, int row, int n, int g) {
+    const cu_heads_place p = cu_heads_at(t.n_step, t.g_step, c, head, row, n, g);
     asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
                  "%6, %7}], [%2];\n" ::"r"(to),
-                 "l"(map), "r"(bar), "r"(c), "r"(head), "r"(row), "r"(n), "r"(g)
+                 "l"(&t.map), "r"(bar), "r"(p.at[0]), "r"(p.at[1]), "r"(p.at[2]), "r"(p.at[3]), "r"(p.at[4])
                  : "memory");
 }
 
 CU_DEVICE uint32_t pack(float a, float b) {
     __half2 h = __floats2half2_rn(a, b);
     return *reinterpret_cast<uint32_t *>(&h);
-}
-
-/* The descriptor of values [key][column]: 64 columns, then the next chunk; keys in groups of 8. */
-template <typename S> CU_DEVICE uint64_t values_at(uint32_t shared) {
-    return static_cast<uint64_t>(shared >> 4 & 0x3fff) | static_cast<uint64_t>(S::CHUNK >> 4) << 16 |
-           static_cast<uint64_t>(1024 >> 4) << 32 | static_cast<uint64_t>(1) << 62;
 }
 
 /* Scores of one thread's two rows to weights; what was summed under the old maximum is scaled. */
@@ -75,17 +75,17 @@ CU_DEVICE void produce(const attention_args &a, uint32_t q, uint32_t q_full, uin
                        uint32_t empty, int head, int n, int g) {
     const int first = blockIdx.x * S::QUERIES, n_tiles = (a.keys + S::KEYS - 1) / S::KEYS;
     barrier_expect(q_full, S::Q_BYTES);
-    for (int c = 0; c < S::CHUNKS; c++) copy_head(q + c * S::Q_CHUNK, &a.q, q_full, c * CU_CHUNK, head, first, n, g);
+    for (int c = 0; c < S::CHUNKS; c++) copy_head(q + c * S::Q_CHUNK, a.q, q_full, c * CU_CHUNK, head, first, n, g);
     for (int i = 0; i < n_tiles; i++) {
         const int at = i % S::STAGES;
         const uint32_t k = q + S::Q_BYTES + at * 2 * S::TILE, v = k + S::TILE;
         if (i >= S::STAGES) barrier_wait(empty + at * 8, (i / S::STAGES - 1) & 1);
         barrier_expect(k_full + at * 8, S::TILE);
         for (int c = 0; c < S::CHUNKS; c++)
-            copy_head(k + c * S::CHUNK, &a.k, k_full + at * 8, c * CU_CHUNK, head, i * S::KEYS, n * a.k_n, g * a.k_g);
+            copy_head(k + c * S::CHUNK, a.k, k_full + at * 8, c * CU_CHUNK, head, i * S::KEYS, n, g);
         barrier_expect(v_full + at * 8, S::TILE);
         for (int c = 0; c < S::CHUNKS; c++)
-            copy_head(v + c * S::CHUNK, &a.v, v_full + at * 8, c * CU_CHUNK, head, i * S::KEYS, n * a.v_n, g * a.v_g);
+            copy_head(v + c * S::CHUNK, a.v, v_full + at * 8, c * CU_CHUNK, head, i * S::KEYS, n, g);
     }
 }
 
@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(shape<D, GROUPS>::ALLOCATED, 1)
         sums_begin();
 #pragma unroll
         for (int j = 0; j < S::KEYS / 16; j++)
-            value_multiplier<D>::add(out, p[j], values_at<S>(v + j * 16 * CU_CHUNK_BYTES));
+            value_multiplier<D>::add(out, p[j], cu_values_operand(v + j * 16 * CU_CHUNK_BYTES, S::CHUNK));
         sums_commit();
         sums_wait<0>();
         sums_pin(out);
@@ -193,14 +193,15 @@ __global__ void __launch_bounds__(shape<D, GROUPS>::ALLOCATED, 1)
 
 /* ---- launching */
 
-/* [g][n][row][head][channel], boxes of 64 channels of a head and `rows` rows; an axis of stride 0 has one element */
-bool encode_heads(encoder make, CUtensorMap *map, const cu_view &v, int heads, int rows) {
-    const cuuint64_t d = v.c / heads, row = 2 * v.sw, all = row * v.w, n = v.sn ? v.n : 1, g = v.sg ? v.g : 1,
-                     sn = v.sn ? 2 * v.sn : all, sg = v.sg ? 2 * v.sg : sn * n;
-    const cuuint64_t dims[5] = {d, static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(v.w), n, g},
-                     strides[4] = {2 * d, row, sn, sg};
+/* Boxes of 64 channels of a head and `rows` rows. */
+bool encode_heads(encoder make, tensor *t, const cu_view &v, int heads, int rows) {
+    const cu_heads h = cu_heads_of(&v, heads);
+    cuuint64_t dims[5], strides[4];
+    for (int i = 0; i < 5; i++) dims[i] = h.dims[i];
+    for (int i = 0; i < 4; i++) strides[i] = 2 * h.strides[i + 1];
     const cuuint32_t box[5] = {CU_CHUNK, 1, static_cast<cuuint32_t>(rows), 1, 1}, every[5] = {1, 1, 1, 1, 1};
-    return encode(make, map, v.p, 5, dims, strides, box, every);
+    t->n_step = h.n_step, t->g_step = h.g_step;
+    return encode(make, &t->map, v.p, 5, dims, strides, box, every);
 }
 
 template <int D, int GROUPS> cudaError_t launch(cu_order order, const cu_attention_args &a, void *encode_map) {
@@ -213,7 +214,6 @@ template <int D, int GROUPS> cudaError_t launch(cu_order order, const cu_attenti
     args.out = a.out;
     args.queries = a.q.w;
     args.keys = a.k.w;
-    args.k_n = a.k.sn != 0, args.k_g = a.k.sg != 0, args.v_n = a.v.sn != 0, args.v_g = a.v.sg != 0;
     args.factor = a.scale * 1.4426950408889634f;
     void (*kernel)(const attention_args) = attention_kernel<D, GROUPS>;
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES);

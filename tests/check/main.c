@@ -136,6 +136,7 @@ int main(int argc, char **argv) {
     m.verbose = o.verbose;
     if (o.chance < 0) o.chance = o.all ? 400 : 40;
     list.seed = o.seed;
+    list.gpu = m.backend->device != LW_DEVICE_CPU;
     list.flop_cap = 1e9 * (o.cap > 0 ? o.cap : o.bench ? 20 : o.all ? 200 : 0.06);
     list.param_cap = o.all || o.bench ? INT64_MAX : 8 << 20;
     if (!list_cases(&o, &m, &list)) m.failed++;
