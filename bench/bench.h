@@ -31,7 +31,7 @@ typedef struct bench_options {
     bench_shape shape;
     lw_precision precision;
     int32_t repeat, threads;
-    bool tune, overlap, no_wgmma, wgmma_attention, processor_time;
+    bool tune, overlap, no_wgmma, no_wgmma_attention, processor_time;
     double most, budget; /* relative L2 of outputs; milliseconds of tuning for a tactic of an op */
     double tflops, gbs;  /* ceilings of the roofline */
 } bench_options;

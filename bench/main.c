@@ -30,6 +30,7 @@ static const char usage[] =
     "  --group            CUDA: own products first, ControlNet's and the encoder's in one launch where they can\n"
     "  --overlap          CUDA: own products begin while the launch before ends    --no-wgmma  without those of "
     "Hopper\n"
+    "  --no-wgmma-attention    CUDA: without Hopper's attention alone\n"
     "  --tflops N --gbs N ceilings: 800 TFLOP/s and 4200 GB/s without them\n";
 
 static bool take(bench_options *o, const char *name, const char *value) {
@@ -69,7 +70,7 @@ static bool parse(bench_options *o, int argc, char **argv) {
         else if (!strcmp(argv[i], "--overlap")) o->overlap = true;
         else if (!strcmp(argv[i], "--processor-time")) o->processor_time = true;
         else if (!strcmp(argv[i], "--group")) o->shape.group = true;
-        else if (!strcmp(argv[i], "--wgmma-attention")) o->wgmma_attention = true;
+        else if (!strcmp(argv[i], "--no-wgmma-attention")) o->no_wgmma_attention = true;
         else if (!strcmp(argv[i], "--no-wgmma")) o->no_wgmma = true;
         else if (i + 1 >= argc || !take(o, argv[i], argv[i + 1])) return false;
         else i++;
@@ -88,8 +89,8 @@ lw_status bench_open_backend(lw_backend **out, const bench_options *o, lw_precis
                                .precision = precision,
                                .overlap = o->overlap,
                                .group = o->shape.group,
-                               .wgmma_attention = o->wgmma_attention,
-                               .no_wgmma = o->no_wgmma};
+                               .no_wgmma = o->no_wgmma,
+                               .no_wgmma_attention = o->no_wgmma_attention};
         return lw_cuda_open(out, &cuda, err);
 #else
         return lw_fail(err, LW_EDEVICE, "this build has no CUDA");

@@ -339,10 +339,10 @@ lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error 
     add_tactics(b, cu_blas_tactics);
     add_tactics(b, cu_dnn_tactics);
     add_tactics(b, cu_product_tactics);
+    if (!params->no_wgmma && !params->no_wgmma_attention) add_tactics(b, cu_wgmma_attention_tactics);
     add_tactics(b, cu_kernel_tactics);
     add_tactics(b, cu_wide_tactics);
     if (!params->no_wgmma) add_tactics(b, cu_wgmma_tactics);
-    if (params->wgmma_attention) add_tactics(b, cu_wgmma_attention_tactics);
     *out = &b->base;
     return LW_OK;
 }

@@ -9,11 +9,11 @@
 
 typedef struct lw_cuda_params {
     int32_t device_index;
-    lw_precision precision; /* AUTO is FP16; FP32 is the exact mode */
-    bool overlap;           /* products begin while the launch before ends, where the device can */
-    bool group;             /* the Hopper kernels take several members; without tuning they come first */
-    bool wgmma_attention;   /* the Hopper attention too, last in preference */
-    bool no_wgmma;          /* without the Hopper kernels, for comparisons */
+    lw_precision precision;  /* AUTO is FP16; FP32 is the exact mode */
+    bool overlap;            /* products begin while the launch before ends, where the device can */
+    bool group;              /* the Hopper kernels take several members; without tuning they come first */
+    bool no_wgmma;           /* without the Hopper kernels, for comparisons */
+    bool no_wgmma_attention; /* without those of attention alone */
 } lw_cuda_params;
 
 /* LW_EDEVICE: no driver, no such device, or one that this build has no kernels for; LW_EINVAL: a precision it can't

@@ -20,7 +20,7 @@ static const ck_op *const ops[] = {
 const ck_op *ck_op_of(lw_op_kind kind) { return ops[kind]; }
 
 typedef struct options {
-    bool all, bench, verbose, cuda, overlap, no_wgmma, wgmma_attention;
+    bool all, bench, verbose, cuda, overlap, no_wgmma, no_wgmma_attention;
     lw_precision precision;
     const char *op, *tactic, *shape, *model;
     uint64_t seed;
@@ -37,8 +37,8 @@ static const char usage[] =
     "  --backend NAME   cpu (default) or cuda\n"
     "  --precision NAME of cpu: fp32 (default) or bf16; exit 77 where the CPU cannot\n"
     "  --overlap        of cuda: launches begin while the one before ends\n"
-    "  --no-wgmma       of cuda: without the Hopper products\n"
-    "  --wgmma-attention  of cuda: with the Hopper attention\n"
+    "  --no-wgmma       of cuda: without the Hopper kernels\n"
+    "  --no-wgmma-attention  of cuda: without the Hopper attention alone\n"
     "  --op NAME        only this op, \"conv2d\"\n"
     "  --tactic TEXT    only tactics whose name contains TEXT\n"
     "  --shape TEXT     only shapes that contain TEXT, as they are printed\n"
@@ -58,7 +58,7 @@ static bool parse(int argc, char **argv, options *o) {
         else if (!strcmp(flag, "--verbose")) o->verbose = true;
         else if (!strcmp(flag, "--overlap")) o->overlap = true;
         else if (!strcmp(flag, "--no-wgmma")) o->no_wgmma = true;
-        else if (!strcmp(flag, "--wgmma-attention")) o->wgmma_attention = true;
+        else if (!strcmp(flag, "--no-wgmma-attention")) o->no_wgmma_attention = true;
         else if (!value) return false;
         else {
             i++;
@@ -88,7 +88,8 @@ static lw_status open_backends(const options *o, ck_machine *m, lw_error *err) {
 #ifdef LW_HAVE_CUDA
     return lw_cuda_open(
         &m->backend,
-        &(lw_cuda_params){.overlap = o->overlap, .no_wgmma = o->no_wgmma, .wgmma_attention = o->wgmma_attention}, err);
+        &(lw_cuda_params){.overlap = o->overlap, .no_wgmma = o->no_wgmma, .no_wgmma_attention = o->no_wgmma_attention},
+        err);
 #else
     return lw_fail(err, LW_EDEVICE, "this build has no CUDA backend");
 #endif

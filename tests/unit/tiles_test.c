@@ -380,13 +380,25 @@ static void every_head_is_attention(void **state) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_heads(&cases[i]);
 }
+
+/* Of SD1.5 at 256x384 and 512x512 pixels, with and without guidance, on 132 multiprocessors. */
+static void blocks_fill_multiprocessors(void **state) {
+    (void)state;
+    static const struct {
+        int32_t queries, all, d, groups;
+    } cases[] = {{1536, 16, 40, 3}, {1536, 8, 40, 2},  {384, 16, 80, 1},  {96, 16, 160, 1}, {24, 16, 160, 1},
+                 {4096, 16, 40, 2}, {1024, 16, 80, 2}, {256, 16, 160, 1}, {1024, 8, 80, 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        assert_int_equal(cu_attention_groups(cases[i].queries, cases[i].all, cases[i].d, 132), cases[i].groups);
+}
 #endif
 
 int main(void) {
 #ifdef LW_HAVE_CUDA
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_tile_is_a_convolution),
                                        cmocka_unit_test(boxes_fill_tiles), cmocka_unit_test(sums_are_a_bijection),
-                                       cmocka_unit_test(every_head_is_attention)};
+                                       cmocka_unit_test(every_head_is_attention),
+                                       cmocka_unit_test(blocks_fill_multiprocessors)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 #else
     puts("this build has no CUDA");
