@@ -144,13 +144,17 @@ CU_BOTH cu_heads_place cu_heads_at(int32_t n_step, int32_t g_step, int32_t c, in
     return p;
 }
 
-/* Groups of 64 queries a block, for `all` heads: one where each can have a multiprocessor of its own, else several,
- * which share keys and values and work while others wait; as many as leave the fewest to the fullest multiprocessor. */
+/* Groups of 64 queries a block, for `all` heads: they share keys and values, and while one waits another works, so that
+ * three take little longer than one. As many as make the fewest waves of blocks, where a multiprocessor has room for
+ * one block, and no more; the sums of wider heads leave registers for fewer. */
 static inline int32_t cu_attention_groups(int32_t queries, int32_t all, int32_t d, int32_t n_sm) {
-    if (d > 80 || cu_ceil_div(queries, 64) * all <= n_sm) return 1;
-    const int32_t two = 2 * cu_ceil_div(cu_ceil_div(queries, 128) * all, n_sm),
-                  three = 3 * cu_ceil_div(cu_ceil_div(queries, 192) * all, n_sm);
-    return d <= 40 && three <= two ? 3 : 2;
+    const int32_t most = d <= 40 ? 3 : d <= 80 ? 2 : 1;
+    int32_t best = 1, fewest = INT32_MAX;
+    for (int32_t groups = 1; groups <= most; groups++) {
+        const int32_t waves = cu_ceil_div(cu_ceil_div(queries, 64 * groups) * all, n_sm);
+        if (waves < fewest) best = groups, fewest = waves;
+    }
+    return best;
 }
 
 /* ---- shared memory: rows of 128 bytes in groups of 8, the 16-byte chunk j of row i at chunk j ^ (i % 8). Operands

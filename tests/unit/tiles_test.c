@@ -387,7 +387,7 @@ static void blocks_fill_multiprocessors(void **state) {
     static const struct {
         int32_t queries, all, d, groups;
     } cases[] = {{1536, 16, 40, 3}, {1536, 8, 40, 2},  {384, 16, 80, 1},  {96, 16, 160, 1}, {24, 16, 160, 1},
-                 {4096, 16, 40, 2}, {1024, 16, 80, 2}, {256, 16, 160, 1}, {1024, 8, 80, 1}};
+                 {4096, 16, 40, 3}, {1024, 16, 80, 2}, {256, 16, 160, 1}, {1024, 8, 80, 1}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         assert_int_equal(cu_attention_groups(cases[i].queries, cases[i].all, cases[i].d, 132), cases[i].groups);
 }
