@@ -245,8 +245,20 @@ static void gpu_close(lw_backend *backend) {
     lw_free(b);
 }
 
-static void add_tactics(cu_backend *b, const lw_tactic *const *list) {
-    for (; *list && b->base.n_tactics < CU_MAX_TACTICS; list++) b->tactics[b->base.n_tactics++] = *list;
+/* Whether one of the parts, with commas between them, is in name. */
+static bool has_part(const char *name, const char *parts) {
+    char part[64];
+    for (size_t n; parts && *parts; parts += n + (parts[n] == ',')) {
+        n = strcspn(parts, ",");
+        snprintf(part, sizeof part, "%.*s", (int)n, parts);
+        if (n && n < sizeof part && strstr(name, part)) return true;
+    }
+    return false;
+}
+
+static void add_tactics(cu_backend *b, const lw_tactic *const *list, const char *without) {
+    for (; *list && b->base.n_tactics < CU_MAX_TACTICS; list++)
+        if (!has_part((*list)->name, without)) b->tactics[b->base.n_tactics++] = *list;
 }
 
 bool lw_cuda_expected(void) {
@@ -331,7 +343,7 @@ lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error 
     if (!b) return lw_fail(err, LW_ENOMEM, "no memory for the CUDA backend");
     bool exact = params->precision == LW_PRECISION_FP32;
     b->index = params->device_index;
-    b->overlap = params->overlap;
+    b->overlap = !params->no_overlap;
     b->base = (lw_backend){.name = "cuda",
                            .device = LW_DEVICE_CUDA,
                            .precision = exact ? LW_PRECISION_FP32 : LW_PRECISION_FP16,
@@ -350,14 +362,14 @@ lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error 
         gpu_close(&b->base);
         return status;
     }
-    if (!params->no_wgmma) add_tactics(b, params->group ? cu_wgmma_group_tactics : cu_wgmma_tactics);
-    add_tactics(b, cu_blas_tactics);
-    add_tactics(b, cu_dnn_tactics);
-    add_tactics(b, cu_product_tactics);
-    add_tactics(b, cu_kernel_tactics);
-    add_tactics(b, cu_wide_tactics);
-    if (!params->no_wgmma) add_tactics(b, cu_wgmma_tile_tactics);
-    if (params->wgmma_attention) add_tactics(b, cu_wgmma_attention_tactics);
+    add_tactics(b, cu_wgmma_tactics, params->without);
+    add_tactics(b, cu_blas_tactics, params->without);
+    add_tactics(b, cu_dnn_tactics, params->without);
+    add_tactics(b, cu_product_tactics, params->without);
+    add_tactics(b, cu_wgmma_attention_tactics, params->without);
+    add_tactics(b, cu_kernel_tactics, params->without);
+    add_tactics(b, cu_wide_tactics, params->without);
+    add_tactics(b, cu_wgmma_tile_tactics, params->without);
     *out = &b->base;
     return LW_OK;
 }

@@ -126,9 +126,8 @@ extern const lw_tactic *const cu_blas_tactics[];
 extern const lw_tactic *const cu_dnn_tactics[];
 extern const lw_tactic *const cu_product_tactics[];
 extern const lw_tactic cu_conv2d_mma; /* one of them: where cuDNN has no engine */
-extern const lw_tactic *const cu_wgmma_tactics[];       /* by the model's choice */
-extern const lw_tactic *const cu_wgmma_group_tactics[]; /* the same, taking several members */
-extern const lw_tactic *const cu_wgmma_tile_tactics[];  /* of one tile each */
+extern const lw_tactic *const cu_wgmma_tactics[];      /* by the model's choice */
+extern const lw_tactic *const cu_wgmma_tile_tactics[]; /* of one tile each */
 extern const lw_tactic *const cu_wgmma_attention_tactics[];
 extern const lw_tactic *const cu_kernel_tactics[];
 extern const lw_tactic *const cu_wide_tactics[]; /* attention that cu_kernel_tactics does not take */

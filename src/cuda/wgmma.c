@@ -281,7 +281,8 @@ static lw_status attention_run(lw_backend *backend, const lw_params *params, con
     (void)params, (void)state;
     cu_attention_args a = cu_attention_at(op, r);
     LW_TRY(cu_enter(backend, err));
-    return cu_launched(backend, op, cu_wgmma_attention(cu_order_of(backend, r), &a, cu_of(backend)->encode), err);
+    const cu_backend *b = cu_of(backend);
+    return cu_launched(backend, op, cu_wgmma_attention(cu_order_of(backend, r), &a, b->n_sm, b->encode), err);
 }
 
 static const lw_tactic attention = {"attention_wgmma", LW_OP_ATTENTION, LW_TAKES_ALL, attention_supports,

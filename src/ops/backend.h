@@ -119,6 +119,9 @@ lw_status lw_mark(lw_backend *backend, void **mark, lw_error *err);
 lw_status lw_wait(lw_backend *backend, void *mark, lw_error *err);
 void lw_free_mark(lw_backend *backend, void *mark);
 
+/* Whether some tactic takes several members: programs are then worth zipping (pass.h). */
+bool lw_takes_members(const lw_backend *backend);
+
 /* ---- params */
 lw_status lw_params_new(lw_params **out, const lw_tensor_source *source, lw_error *err);
 void lw_params_free(lw_params *params, lw_backend *backend);

@@ -647,6 +647,12 @@ void lw_free_mark(lw_backend *b, void *mark) {
     if (b->behind && mark) b->behind->free_mark(b, mark);
 }
 
+bool lw_takes_members(const lw_backend *b) {
+    bool takes = false;
+    for (int32_t i = 0; i < b->n_tactics; i++) takes |= (b->tactics[i]->takes & LW_TAKES_MEMBERS) != 0;
+    return takes;
+}
+
 int32_t lw_plan_n_ops(const lw_plan *plan) { return plan->n_steps; }
 
 lw_planned lw_plan_op(const lw_plan *plan, int32_t i) {
