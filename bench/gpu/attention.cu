@@ -73,7 +73,7 @@ bool time_shape(const shape &s, void *encode, int n_sm) {
     for (int which = 0; which < 3; which++) { /* mma.sync; Hopper's; Hopper's with one group a block */
         if (which) {
             MUST(cudaMemset(out, 0xff, n_out * sizeof(__half)));
-            MUST(cu_wgmma_attention(order, &a, which == 1 ? n_sm : ONE_GROUP, encode));
+            MUST(cu_wgmma_attention(order, &a, 1, which == 1 ? n_sm : ONE_GROUP, encode));
             const double d = difference(read(out, n_out), want);
             if (!(d <= worst)) worst = d;
         }
@@ -81,7 +81,7 @@ bool time_shape(const shape &s, void *encode, int n_sm) {
             us[at++] = graph_us([&](cudaStream_t stream) {
                            const cu_order chained = {stream, overlap};
                            for (int i = 0; i < CHAIN; i++)
-                               MUST(which ? cu_wgmma_attention(chained, &a, which == 1 ? n_sm : ONE_GROUP, encode)
+                               MUST(which ? cu_wgmma_attention(chained, &a, 1, which == 1 ? n_sm : ONE_GROUP, encode)
                                           : cu_attention(chained, &a));
                        }) /
                        CHAIN;

@@ -113,7 +113,7 @@ bool cu_epilogue_fits(const lw_epilogue *epi);
 cu_product_args cu_product_at(const lw_params *params, const lw_op *op, const lw_run *run, int32_t weights,
                               int32_t bias);
 
-cu_attention_args cu_attention_at(const lw_op *op, const lw_run *run);
+cu_attention_args cu_attention_at(const lw_attention_args *m, const lw_run *run);
 
 /* Workspaces are 64-byte aligned, libraries want 256: ask for CU_ALIGN more. */
 enum { CU_ALIGN = 256 };

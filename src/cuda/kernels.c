@@ -173,8 +173,7 @@ static bool attention_supports(const lw_backend *b, const lw_params *params, con
     return op->n_member == 1 && d * m->heads == m->q.c && d % 8 == 0 && d <= CU_ATTENTION_MAX_D;
 }
 
-cu_attention_args cu_attention_at(const lw_op *op, const lw_run *run) {
-    const lw_attention_args *m = &op->m->attention;
+cu_attention_args cu_attention_at(const lw_attention_args *m, const lw_run *run) {
     return (cu_attention_args){.q = cu_view_at(run, m->q),
                                .k = cu_view_at(run, m->k),
                                .v = cu_view_at(run, m->v),
@@ -187,7 +186,7 @@ cu_attention_args cu_attention_at(const lw_op *op, const lw_run *run) {
 static lw_status attention_run(lw_backend *b, const lw_params *params, const lw_op *op, void *state, const lw_run *run,
                                lw_error *err) {
     (void)params, (void)state;
-    cu_attention_args a = cu_attention_at(op, run);
+    cu_attention_args a = cu_attention_at(&op->m->attention, run);
     LW_TRY(cu_enter(b, err));
     return cu_launched(b, op, cu_attention(cu_order_of(b, run), &a), err);
 }

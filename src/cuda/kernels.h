@@ -171,8 +171,9 @@ enum { CU_N_WGMMA_TILES = 10, CU_WGMMA_MAX_SPLITS = 8 };
  * cuTensorMapEncodeTiled */
 cudaError_t cu_wgmma(cu_order order, const cu_product_args *args, int32_t n, void *encode_map);
 
-/* half only, head width 40, 80 or 160, not causal (wgmma_attention.cu) */
-cudaError_t cu_wgmma_attention(cu_order order, const cu_attention_args *args, int32_t n_sm, void *encode_map);
+/* half only, head width 40, 80 or 160, not causal: args[0..n) of the same sizes, in one launch (wgmma_attention.cu) */
+cudaError_t cu_wgmma_attention(cu_order order, const cu_attention_args *args, int32_t n, int32_t n_sm,
+                               void *encode_map);
 
 /* Whether this build has kernels for the current device. */
 cudaError_t cu_probe(void);

@@ -265,27 +265,32 @@ static lw_status attention_prepare(lw_backend *backend, lw_params *params, const
 
 static bool attention_supports(const lw_backend *backend, const lw_params *params, const lw_op *op) {
     const cu_backend *b = (const cu_backend *)backend;
-    const lw_attention_args *m = &op->m->attention;
-    int32_t d = m->q.c / m->heads;
-    (void)params;
-    if (b->major != 9 || b->minor != 0 || !b->encode || op->n_member != 1 || m->causal) return false;
-    const lw_view *views[4] = {&m->q, &m->k, &m->v, &m->out};
-    for (int i = 0; i < 4; i++)
-        if (views[i]->dtype != LW_F16 || !cu_is_vectors(views[i]) || views[i]->h != 1 || views[i]->sw <= 0)
-            return false;
-    return d * m->heads == m->q.c && (d == 40 || d == 80 || d == 160);
+    if (b->major != 9 || b->minor != 0 || !b->encode || !cu_members_fit(params, op)) return false;
+    for (int32_t i = 0; i < op->n_member; i++) {
+        const lw_attention_args *m = &op->m[i].attention;
+        const lw_view *views[4] = {&m->q, &m->k, &m->v, &m->out};
+        int32_t d = m->q.c / m->heads;
+        if (m->causal || d * m->heads != m->q.c || (d != 40 && d != 80 && d != 160)) return false;
+        for (int k = 0; k < 4; k++)
+            if (views[k]->dtype != LW_F16 || !cu_is_vectors(views[k]) || views[k]->h != 1 || views[k]->sw <= 0)
+                return false;
+    }
+    return true;
 }
 
 static lw_status attention_run(lw_backend *backend, const lw_params *params, const lw_op *op, void *state,
                                const lw_run *r, lw_error *err) {
     (void)params, (void)state;
-    cu_attention_args a = cu_attention_at(op, r);
-    LW_TRY(cu_enter(backend, err));
     const cu_backend *b = cu_of(backend);
-    return cu_launched(backend, op, cu_wgmma_attention(cu_order_of(backend, r), &a, b->n_sm, b->encode), err);
+    cu_attention_args a[CU_MAX_MEMBERS];
+    for (int32_t i = 0; i < op->n_member; i++) a[i] = cu_attention_at(&op->m[i].attention, r);
+    LW_TRY(cu_enter(backend, err));
+    return cu_launched(backend, op, cu_wgmma_attention(cu_order_of(backend, r), a, op->n_member, b->n_sm, b->encode),
+                       err);
 }
 
-static const lw_tactic attention = {"attention_wgmma", LW_OP_ATTENTION, LW_TAKES_ALL, attention_supports,
-                                    attention_prepare, attention_run,   cu_release};
+static const lw_tactic attention = {"attention_wgmma",  LW_OP_ATTENTION,   LW_TAKES_ALL | LW_TAKES_MEMBERS,
+                                    attention_supports, attention_prepare, attention_run,
+                                    cu_release};
 
 const lw_tactic *const cu_wgmma_attention_tactics[] = {&attention, NULL};

@@ -24,6 +24,11 @@ struct attention_args {
     float factor; /* scale * log2(e) */
 };
 
+/* Members have the same sizes; each block works for one. */
+struct launch_args {
+    attention_args of[CU_MAX_MEMBERS];
+};
+
 template <int D, int GROUPS> struct shape {
     static const int CHUNKS = (D + CU_CHUNK - 1) / CU_CHUNK;
     static const int QUERIES = 64 * GROUPS, KEYS = CU_ATTENTION_KEYS, STAGES = D > 80 ? 2 : 3;
@@ -149,19 +154,21 @@ CU_DEVICE void store_rows(const attention_args &a, const float (&out)[O], const 
 
 #endif
 
-/* Grid: (tiles of queries, heads, (g, n)). */
+/* Grid: (tiles of queries, heads, members x (g, n)). */
 template <int D, int GROUPS>
 __global__ void __launch_bounds__(shape<D, GROUPS>::ALLOCATED, 1)
-    attention_kernel(const __grid_constant__ attention_args a) {
+    attention_kernel(const __grid_constant__ launch_args all) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     typedef shape<D, GROUPS> S;
+    const int pictures = all.of[0].out.g * all.of[0].out.n;
+    const attention_args &a = all.of[blockIdx.z / pictures];
     extern __shared__ unsigned char shared_bytes[];
     __shared__ __align__(8) uint64_t barriers[1 + 3 * S::STAGES];
     const uint32_t unaligned = shared_address(shared_bytes), q = (unaligned + 1023u) & ~1023u;
     const uint32_t q_full = shared_address(barriers), k_full = q_full + 8, v_full = k_full + S::STAGES * 8,
                    empty = v_full + S::STAGES * 8;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y, g = blockIdx.z / a.out.n,
-              n = blockIdx.z - g * a.out.n;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y, picture = blockIdx.z % pictures,
+              g = picture / a.out.n, n = picture - g * a.out.n;
     if (threadIdx.x == 0) {
         asm volatile("prefetch.tensormap [%0];\nprefetch.tensormap [%1];\nprefetch.tensormap [%2];\n" ::"l"(&a.q.map),
                      "l"(&a.k.map), "l"(&a.v.map)
@@ -232,38 +239,46 @@ bool encode_heads(encoder make, tensor *t, const cu_view &v, int heads, int rows
     return encode(make, &t->map, v.p, 5, dims, strides, box, every);
 }
 
-template <int D, int GROUPS> cudaError_t launch(cu_order order, const cu_attention_args &a, void *encode_map) {
+template <int D, int GROUPS>
+cudaError_t launch(cu_order order, const cu_attention_args *of, int members, void *encode_map) {
     typedef shape<D, GROUPS> S;
     const encoder make = reinterpret_cast<encoder>(encode_map);
-    attention_args args = {};
-    if (!encode_heads(make, &args.q, a.q, a.heads, S::QUERIES) || !encode_heads(make, &args.k, a.k, a.heads, S::KEYS) ||
-        !encode_heads(make, &args.v, a.v, a.heads, S::KEYS))
-        return cudaErrorInvalidValue;
-    args.out = a.out;
-    args.queries = a.q.w;
-    args.keys = a.k.w;
-    args.factor = a.scale * 1.4426950408889634f;
-    void (*kernel)(const attention_args) = attention_kernel<D, GROUPS>;
+    const cu_attention_args &a = of[0];
+    launch_args args = {};
+    for (int i = 0; i < members; i++) {
+        attention_args &m = args.of[i];
+        if (!encode_heads(make, &m.q, of[i].q, a.heads, S::QUERIES) ||
+            !encode_heads(make, &m.k, of[i].k, a.heads, S::KEYS) || !encode_heads(make, &m.v, of[i].v, a.heads, S::KEYS))
+            return cudaErrorInvalidValue;
+        m.out = of[i].out;
+        m.queries = a.q.w;
+        m.keys = a.k.w;
+        m.factor = of[i].scale * 1.4426950408889634f;
+    }
+    void (*kernel)(const launch_args) = attention_kernel<D, GROUPS>;
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES);
     if (e != cudaSuccess) return e;
     /* no more memory than there are tiles: another block, of the next launch too, may have the rest */
     const int tiles = cu_ceil_div(a.k.w, S::KEYS),
               bytes = S::BYTES - (tiles < S::STAGES ? S::STAGES - tiles : 0) * 2 * S::TILE;
-    return start(order, kernel, dim3(cu_ceil_div(a.q.w, S::QUERIES), a.heads, a.out.g * a.out.n), S::THREADS, bytes,
-                 args);
+    return start(order, kernel, dim3(cu_ceil_div(a.q.w, S::QUERIES), a.heads, members * a.out.g * a.out.n),
+                 S::THREADS, bytes, args);
 }
 
 } // namespace
 
-cudaError_t cu_wgmma_attention(cu_order order, const cu_attention_args *a, int32_t n_sm, void *encode_map) {
-    const int d = a->q.c / a->heads, groups = cu_attention_groups(a->q.w, a->heads * a->out.g * a->out.n, d, n_sm);
+cudaError_t cu_wgmma_attention(cu_order order, const cu_attention_args *a, int32_t members, int32_t n_sm,
+                               void *encode_map) {
+    const int d = a->q.c / a->heads,
+              groups = cu_attention_groups(a->q.w, members * a->heads * a->out.g * a->out.n, d, n_sm);
+    if (members > CU_MAX_MEMBERS) return cudaErrorInvalidValue;
     switch (d + groups) {
-    case 40 + 1: return launch<40, 1>(order, *a, encode_map);
-    case 40 + 2: return launch<40, 2>(order, *a, encode_map);
-    case 40 + 3: return launch<40, 3>(order, *a, encode_map);
-    case 80 + 1: return launch<80, 1>(order, *a, encode_map);
-    case 80 + 2: return launch<80, 2>(order, *a, encode_map);
-    case 160 + 1: return launch<160, 1>(order, *a, encode_map);
+    case 40 + 1: return launch<40, 1>(order, a, members, encode_map);
+    case 40 + 2: return launch<40, 2>(order, a, members, encode_map);
+    case 40 + 3: return launch<40, 3>(order, a, members, encode_map);
+    case 80 + 1: return launch<80, 1>(order, a, members, encode_map);
+    case 80 + 2: return launch<80, 2>(order, a, members, encode_map);
+    case 160 + 1: return launch<160, 1>(order, a, members, encode_map);
     default: return cudaErrorInvalidValue;
     }
 }
