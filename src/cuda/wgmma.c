@@ -22,6 +22,7 @@ static bool supports(const lw_backend *backend, const lw_params *params, const l
         const lw_view *in = &p->in.a, *out = &p->out;
         if (in->dtype != LW_F16 || out->dtype != LW_F16 || p->stride < 1 || p->stride > 2) return false;
         if (!cu_is_vectors(in) || !cu_is_vectors(out) || !cu_epilogue_fits(&p->epi)) return false;
+        if (lw_view_is(p->epi.residual) && p->epi.residual.dtype != LW_F16) return false;
         int64_t d[4], rows = (int64_t)out->g * out->n * out->h * out->w;
         lw_param_dims(params, p->w, d);
         if (rows >= 1 << 21 || d[1] * d[2] * d[3] >= 1 << 30) return false;

@@ -57,6 +57,7 @@ template <int GROUPS, int HEIGHT, int BN, int BLOCKS> struct ring {
     static const int LIMIT = 228 * 1024 / BLOCKS - 1024 - ROWS - 128; /* 1 KB is the system's, 128 are barriers */
     static const int FIT = (LIMIT - 1024) / STAGE;
     static const int STAGES = FIT < 8 ? FIT : 8;
+    static const int BATCH = 65536 / (ALLOCATED * BLOCKS) / 40; /* rows at a time in the epilogue, by registers: 2 to 4 */
     static const int BYTES = 1024 + (STAGES * STAGE > SUMS ? STAGES * STAGE : SUMS);
     static_assert(STAGES >= 3 && BYTES <= LIMIT, "a ring of three stages or more");
     static_assert(A_BYTES % 1024 == 0 && BN / 2 * CU_CHUNK_BYTES % 1024 == 0, "operands begin at the swizzle's period");
@@ -178,15 +179,6 @@ template <typename R, int BN> CU_DEVICE void merge_rows(const launch_args &a, fl
     __syncthreads();
 }
 
-/* W' x of a row, as W norm(x). */
-CU_DEVICE void unfold8(const float *folded, int n_rows, const float *moments, int c, float v[8]) {
-    float sums[8], offsets[8];
-    load8(folded + c, sums);
-    load8(folded + n_rows + c, offsets);
-#pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = (v[i] - moments[0] * sums[i]) * moments[1] + offsets[i];
-}
-
 /* ---- output */
 
 /* Where row `row` of the tile goes: (g, n, h, w), g -1 for nowhere. */
@@ -197,30 +189,90 @@ CU_DEVICE int4 row_place(const cu_tiling &t, const cu_view &out, cu_place origin
     return make_int4(g, gn - g * out.n, h, p - h * out.w);
 }
 
-/* Rows rank, rank + SPLITS, … of the tile: sums, epilogue, output. */
+/* What the epilogue adds to 8 channels from c on of pixels of (g, n), and the sums of weight rows that a norm's mean is
+ * taken off by. */
+CU_DEVICE void load_columns(const member &a, int n_rows, int c, int g, int n, float add[8], float sums[8]) {
+    float t[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) add[i] = sums[i] = 0;
+    add_vectors(a.epi, g, n, c, add);
+    if (a.shortcut_bias) {
+        load8(a.shortcut_bias + c, t);
+#pragma unroll
+        for (int i = 0; i < 8; i++) add[i] += t[i];
+    }
+    if (a.folded) {
+        load8(a.folded + c, sums);
+        load8(a.folded + n_rows + c, t);
+#pragma unroll
+        for (int i = 0; i < 8; i++) add[i] += t[i];
+    }
+}
+
+/* Rows rank, rank + SPLITS, … of the tile: sums, epilogue, output. A thread keeps to 8 columns and takes some rows at a
+ * time, so that what it reads of memory is under way at once. */
 template <typename R, int BN, int SPLITS, bool GATED>
 CU_DEVICE void finish_rows(const member &a, int gates, const float *sums, const int4 *places, int tile, int rank) {
-    const int WIDE = GATED ? BN / 2 : BN, VECTORS = WIDE / 8;
-    for (int i = threadIdx.x; i < R::BM / SPLITS * VECTORS; i += R::THREADS) {
-        const int row = i / VECTORS * SPLITS + rank, col = i % VECTORS * 8, c = tile * WIDE + col;
-        const int4 at = places[row];
-        if (at.x < 0 || c >= a.out.c) continue;
-        float v[8], gate[8];
-        gather<SPLITS>(sums + row * R::ROW + col, v);
-        if (GATED) gather<SPLITS>(sums + row * R::ROW + WIDE + col, gate);
-        if (a.folded) {
-            const int n_rows = GATED ? 2 * a.out.c : a.out.c;
-            unfold8(a.folded, n_rows, sums + row * R::ROW + BN + 2, c, v);
-            if (GATED) unfold8(a.folded, n_rows, sums + row * R::ROW + BN + 2, gates + c, gate);
-        }
-        if (a.shortcut_bias) {
-            float more[8];
-            load8(a.shortcut_bias + c, more);
+    const int WIDE = GATED ? BN / 2 : BN, VECTORS = WIDE / 8, LANES = R::THREADS / VECTORS, ROWS = R::BM / SPLITS,
+              BATCH = R::BATCH > 4 ? 4 / (1 + GATED) : R::BATCH / (1 + GATED);
+    const int col = threadIdx.x % VECTORS * 8, c = tile * WIDE + col, lane = threadIdx.x / VECTORS,
+              n_rows = GATED ? 2 * a.out.c : a.out.c;
+    if (lane >= LANES || c >= a.out.c) return;
+    const __half *residual = static_cast<const __half *>(a.epi.residual.p);
+    float add[8], minus[8], gate_add[8], gate_minus[8], scale = 1;
+    int g = -1, n = -1;
+    for (int first = lane; first < ROWS; first += LANES * BATCH) {
+        int4 at[BATCH];
+        uint4 more[BATCH];
+        float v[BATCH][8], gate[BATCH][8];
 #pragma unroll
-            for (int k = 0; k < 8; k++) v[k] += more[k];
+        for (int k = 0; k < BATCH; k++) {
+            const int r = first + k * LANES;
+            at[k] = r < ROWS ? places[r * SPLITS + rank] : make_int4(-1, 0, 0, 0);
+            if (residual && at[k].x >= 0)
+                more[k] = *reinterpret_cast<const uint4 *>(
+                    residual + view_at(a.epi.residual, at[k].x, at[k].y, at[k].z, at[k].w) + c);
         }
-        epilogue8(a.epi, at.x, at.y, at.z, at.w, c, gates, v, gate);
-        store8(static_cast<__half *>(a.out.p) + view_at(a.out, at.x, at.y, at.z, at.w) + c, v);
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            if (at[k].x < 0) continue;
+            const float *from = sums + ((first + k * LANES) * SPLITS + rank) * R::ROW + col;
+            gather<SPLITS>(from, v[k]);
+            if (GATED) gather<SPLITS>(from + WIDE, gate[k]);
+        }
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            if (at[k].x < 0) continue;
+            if (at[k].x != g || at[k].y != n) { /* a tile has pixels of few (g, n) */
+                g = at[k].x, n = at[k].y;
+                load_columns(a, n_rows, c, g, n, add, minus);
+                if (GATED) load_columns(a, n_rows, gates + c, g, n, gate_add, gate_minus);
+                if (a.epi.scale) scale = a.epi.scale[g * a.epi.scale_sg + n * a.epi.scale_sn];
+            }
+            float mean = 0, rstd = 1;
+            if (a.folded) {
+                const float *moments = sums + ((first + k * LANES) * SPLITS + rank) * R::ROW + BN + 2;
+                mean = moments[0], rstd = moments[1];
+            }
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                v[k][i] = (v[k][i] - mean * minus[i]) * rstd + add[i];
+                if (GATED) v[k][i] *= act_gelu((gate[k][i] - mean * gate_minus[i]) * rstd + gate_add[i]);
+            }
+            if (!GATED) act8(a.epi.act, v[k]);
+            if (a.epi.scale)
+#pragma unroll
+                for (int i = 0; i < 8; i++) v[k][i] *= scale;
+            if (residual) {
+                const __half2 *halves = reinterpret_cast<const __half2 *>(&more[k]);
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const float2 f = __half22float2(halves[i]);
+                    v[k][2 * i] += f.x, v[k][2 * i + 1] += f.y;
+                }
+            }
+            store8(static_cast<__half *>(a.out.p) + view_at(a.out, at[k].x, at[k].y, at[k].z, at[k].w) + c, v[k]);
+        }
     }
 }
 
