@@ -15,7 +15,14 @@ typedef struct cu_queue {
     bool captures;
 } cu_queue;
 
-enum { CU_STAGES = 2, CU_STAGE_BYTES = 8 << 20, CU_MAX_TACTICS = 48 };
+enum { CU_STAGES = 8, CU_STAGE_BYTES = 2 << 20, CU_MAX_TACTICS = 48 };
+
+/* Pinned memory that uploads go through: threads fill some while the device empties others. */
+typedef struct cu_stage {
+    pthread_mutex_t lock; /* of the two below */
+    char *memory;
+    cudaEvent_t sent;
+} cu_stage;
 
 typedef struct cu_conv_plan cu_conv_plan; /* cudnn.c */
 
@@ -30,9 +37,9 @@ typedef struct cu_backend {
     bool overlap; /* our products begin while the launch before ends */
     cublasLtHandle_t blas;
     cudnnHandle_t dnn;
-    pthread_mutex_t lock;   /* of all below, and of dnn */
-    void *stage[CU_STAGES]; /* pinned memory that uploads go through */
-    cudaEvent_t sent[CU_STAGES];
+    cu_stage stages[CU_STAGES];
+    void *staging;        /* the memory of all of them */
+    pthread_mutex_t lock; /* of all below, and of dnn */
     int32_t next_stage;
     cu_conv_plan *conv_plans; /* by shape, kept until the backend is closed */
     const lw_tactic *tactics[CU_MAX_TACTICS];
