@@ -243,6 +243,26 @@ static void gpu_close(lw_backend *backend) {
     lw_free(b);
 }
 
+lw_status cu_need_blas(lw_backend *backend, lw_error *err) {
+    cu_backend *b = cu_of(backend);
+    LW_TRY(cu_enter(backend, err));
+    pthread_mutex_lock(&b->lock);
+    cublasStatus_t e = CUBLAS_STATUS_SUCCESS;
+    if (!b->blas) e = lw_fault_hit() ? CUBLAS_STATUS_INTERNAL_ERROR : b->lt.Create(&b->blas);
+    pthread_mutex_unlock(&b->lock);
+    return e == CUBLAS_STATUS_SUCCESS ? LW_OK : cu_fail_blas(backend, err, e, "cublasLtCreate");
+}
+
+lw_status cu_need_dnn(lw_backend *backend, lw_error *err) {
+    cu_backend *b = cu_of(backend);
+    LW_TRY(cu_enter(backend, err));
+    pthread_mutex_lock(&b->lock);
+    cudnnStatus_t e = CUDNN_STATUS_SUCCESS;
+    if (!b->dnn) e = lw_fault_hit() ? CUDNN_STATUS_INTERNAL_ERROR : b->dn.Create(&b->dnn);
+    pthread_mutex_unlock(&b->lock);
+    return e == CUDNN_STATUS_SUCCESS ? LW_OK : cu_fail_dnn(backend, err, e, "cudnnCreate");
+}
+
 static void add_tactics(cu_backend *b, const lw_tactic *const *list) {
     for (; *list && b->base.n_tactics < CU_MAX_TACTICS; list++) b->tactics[b->base.n_tactics++] = *list;
 }
@@ -305,9 +325,6 @@ static lw_status open_device(cu_backend *b, lw_error *err) {
     if (found != cudaDriverEntryPointSuccess) b->encode = NULL;
     LW_TRY(cu_load_blas(&b->lt, err));
     LW_TRY(cu_load_dnn(&b->dn, err));
-    CU_TRY_BLAS(&b->base, err, Create(&b->blas));
-    cudnnStatus_t d = lw_fault_hit() ? CUDNN_STATUS_INTERNAL_ERROR : b->dn.Create(&b->dnn);
-    if (d != CUDNN_STATUS_SUCCESS) return cu_fail_dnn(&b->base, err, d, "cudnnCreate");
     size_t dnn = b->dn.GetVersion(), blas = b->lt.GetVersion();
     char version[16];
     lw_cuda_version(version, sizeof version);

@@ -279,7 +279,7 @@ static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op
     if (!s) return lw_fail(err, LW_ENOMEM, "op %s: no memory for its state", op->name);
     *state = s;
     if (!shape_of(p, &shape)) return lw_fail(err, LW_EINTERNAL, "op %s: pictures at several strides", op->name);
-    LW_TRY(cu_enter(backend, err));
+    LW_TRY(cu_need_dnn(backend, err));
     pthread_mutex_lock(&cu_of(backend)->lock);
     lw_status status = find_plan(backend, &shape, &s->plan, err);
     pthread_mutex_unlock(&cu_of(backend)->lock);

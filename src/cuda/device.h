@@ -33,10 +33,10 @@ typedef struct cu_backend {
     cu_queue queue;
     cu_blas_functions lt;
     cu_dnn_functions dn;
-    void *encode; /* the driver's cuTensorMapEncodeTiled, NULL where it has none */
-    bool overlap; /* our products begin while the launch before ends */
-    cublasLtHandle_t blas;
-    cudnnHandle_t dnn;
+    void *encode;          /* the driver's cuTensorMapEncodeTiled, NULL where it has none */
+    bool overlap;          /* our products begin while the launch before ends */
+    cublasLtHandle_t blas; /* NULL until cu_need_blas */
+    cudnnHandle_t dnn;     /* NULL until cu_need_dnn */
     cu_stage stages[CU_STAGES];
     void *staging;        /* the memory of all of them */
     pthread_mutex_t lock; /* of all below, and of dnn */
@@ -67,6 +67,10 @@ lw_status cu_fail_dnn(const lw_backend *backend, lw_error *err, cudnnStatus_t e,
 
 /* Makes the backend's device the calling thread's. */
 lw_status cu_enter(lw_backend *backend, lw_error *err);
+/* Enters the device and makes the library's handle where there is none yet: cuDNN's loads some 400 MB of engines, which
+ * a job whose products are all our own does not wait for. */
+lw_status cu_need_blas(lw_backend *backend, lw_error *err);
+lw_status cu_need_dnn(lw_backend *backend, lw_error *err);
 static inline cudaStream_t cu_stream(lw_backend *backend, const lw_run *run) {
     return run->queue ? ((const cu_queue *)run->queue)->stream : cu_of(backend)->queue.stream;
 }
