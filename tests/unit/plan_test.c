@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -16,7 +17,7 @@
 
 /* ---- a source whose tensors are named by their shape: "a.O.I.kh.kw", values by name and index */
 
-static int reads;
+static atomic_int reads;
 
 static lw_status source_dims(void *user, const char *name, int64_t dims[4], lw_error *err) {
     long long d[4];
