@@ -318,8 +318,7 @@ typedef struct filling {
     const lw_params *params;
     lw_backend *backend;
     const slice *slices;
-    int64_t n;
-    size_t most_values, most_bytes; /* of a slice */
+    size_t most_values, most_bytes; /* of a slice; bytes 0: packed where it stays */
     pthread_mutex_t lock;           /* of all below */
     scratch *idle;
     int64_t failed; /* the first slice that did, n for none: the same one whatever thread is first */
@@ -349,8 +348,8 @@ static scratch *take_scratch(filling *f) {
     k = lw_alloc(1, sizeof *k);
     if (!k) return NULL;
     k->values = lw_alloc_aligned(f->most_values * sizeof *k->values);
-    k->packed = lw_alloc_aligned(f->most_bytes);
-    if (k->values && k->packed) return k;
+    if (f->most_bytes) k->packed = lw_alloc_aligned(f->most_bytes);
+    if (k->values && (k->packed || !f->most_bytes)) return k;
     drop_scratch(k);
     return NULL;
 }
@@ -362,7 +361,7 @@ static lw_status fill_slice(filling *f, const slice *s, lw_error *err) {
     if (s->to) return eval_rows(f->params, k->param, s->row, s->n, s->to, err);
     size_t each = row_bytes(f->params, k);
     char *device = (char *)k->data + (size_t)s->row * each;
-    bool host = f->backend->device == LW_DEVICE_CPU;
+    bool host = f->most_bytes == 0;
     scratch *mine = take_scratch(f);
     if (!mine) return lw_fail(err, LW_ENOMEM, "parameter %s: no memory for %zu values", n->key, f->most_values);
     lw_status status = eval_rows(f->params, k->param, s->row, s->n, mine->values, err);
@@ -393,10 +392,11 @@ static void fill_range(void *user, int64_t begin, int64_t end) {
 
 static lw_status run_slices(const lw_params *params, lw_backend *backend, const slice *slices, int64_t n,
                             lw_error *err) {
-    filling f = {.params = params, .backend = backend, .slices = slices, .n = n, .failed = n};
+    filling f = {.params = params, .backend = backend, .slices = slices, .failed = n};
+    bool host = backend->device == LW_DEVICE_CPU;
     for (int64_t i = 0; i < n; i++) {
         size_t values = (size_t)slices[i].n * row_values(node_at(params, slices[i].pack->param)),
-               bytes = (size_t)slices[i].n * row_bytes(params, slices[i].pack);
+               bytes = host || slices[i].to ? 0 : (size_t)slices[i].n * row_bytes(params, slices[i].pack);
         if (values > f.most_values) f.most_values = values;
         if (bytes > f.most_bytes) f.most_bytes = bytes;
     }
