@@ -22,7 +22,7 @@ lw_tensor_source bench_random_source(lw_model *model);
 typedef struct bench_shape {
     int32_t width, height, samples, steps;
     bool guidance; /* two passes */
-    bool group;    /* ops of the step that do not wait for each other are joined */
+    bool unzipped; /* ops of the step that do not wait for each other stay apart */
     bool bare;     /* a step leaves in x what the networks predict */
 } bench_shape;
 
@@ -31,7 +31,8 @@ typedef struct bench_options {
     bench_shape shape;
     lw_precision precision;
     int32_t repeat, threads;
-    bool tune, overlap, no_wgmma, wgmma_attention, processor_time;
+    bool tune, no_overlap, processor_time;
+    const char *without, *vocab;
     double most, budget; /* relative L2 of outputs; milliseconds of tuning for a tactic of an op */
     double tflops, gbs;  /* ceilings of the roofline */
 } bench_options;

@@ -38,7 +38,7 @@ static void record(bench_job *job, int i) {
     case BENCH_BEGIN: lw_record_advance(p, m, &t, true); break;
     case BENCH_STEP:
         lw_record_step(p, m, &t);
-        if (job->shape.group) lw_pass_zip(p);
+        if (!job->shape.unzipped && lw_takes_members(job->backend)) lw_pass_zip(p);
         break;
     default: lw_record_decode(p, m, t.n, t.h, t.w); break;
     }

@@ -111,6 +111,7 @@ static lw_status open_engine(ladder *l, lw_precision precision, lw_error *err) {
     lw_engine_params params;
     lw_engine_params_init(&params);
     params.model = l->o->model;
+    params.vocab = l->o->vocab;
     LW_TRY(bench_open_backend(&backend, l->o, precision, err));
     return lw_engine_make(&l->engine, backend, &params, err);
 }

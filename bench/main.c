@@ -27,13 +27,15 @@ static const char usage[] =
     "  --processor-time   latency: the processor's time instead of the clock's; with --threads 1\n"
     "  --tune             time tactics first and run the fastest    --budget MS  of timing a tactic of an op\n"
     "  --choices FILE     tactics that an earlier run wrote there; written by tactics and with --tune\n"
-    "  --group            CUDA: own products first, ControlNet's and the encoder's in one launch where they can\n"
-    "  --overlap          CUDA: own products begin while the launch before ends    --no-wgmma  without those of "
-    "Hopper\n"
+    "  --unzipped         ops of ControlNet and the encoder one by one    --vocab FILE  of ladder's model\n"
+    "  --no-overlap       CUDA: no kernel begins while the launch before ends\n"
+    "  --without TEXT     CUDA: without tactics whose name has it; several with commas: wgmma,group_norm\n"
     "  --tflops N --gbs N ceilings: 800 TFLOP/s and 4200 GB/s without them\n";
 
 static bool take(bench_options *o, const char *name, const char *value) {
     if (!strcmp(name, "--model")) o->model = value;
+    else if (!strcmp(name, "--vocab")) o->vocab = value;
+    else if (!strcmp(name, "--without")) o->without = value;
     else if (!strcmp(name, "--device")) o->device = value;
     else if (!strcmp(name, "--program")) o->program = value;
     else if (!strcmp(name, "--samples")) o->shape.samples = atoi(value);
@@ -66,11 +68,9 @@ static bool parse(bench_options *o, int argc, char **argv) {
     for (int i = 2; i < argc; i++) {
         if (!strcmp(argv[i], "--no-guidance")) o->shape.guidance = false;
         else if (!strcmp(argv[i], "--tune")) o->tune = true;
-        else if (!strcmp(argv[i], "--overlap")) o->overlap = true;
+        else if (!strcmp(argv[i], "--no-overlap")) o->no_overlap = true;
         else if (!strcmp(argv[i], "--processor-time")) o->processor_time = true;
-        else if (!strcmp(argv[i], "--group")) o->shape.group = true;
-        else if (!strcmp(argv[i], "--wgmma-attention")) o->wgmma_attention = true;
-        else if (!strcmp(argv[i], "--no-wgmma")) o->no_wgmma = true;
+        else if (!strcmp(argv[i], "--unzipped")) o->shape.unzipped = true;
         else if (i + 1 >= argc || !take(o, argv[i], argv[i + 1])) return false;
         else i++;
     }
@@ -86,10 +86,8 @@ lw_status bench_open_backend(lw_backend **out, const bench_options *o, lw_precis
 #ifdef LW_HAVE_CUDA
         lw_cuda_params cuda = {.device_index = o->device[4] == ':' ? atoi(o->device + 5) : 0,
                                .precision = precision,
-                               .overlap = o->overlap,
-                               .group = o->shape.group,
-                               .wgmma_attention = o->wgmma_attention,
-                               .no_wgmma = o->no_wgmma};
+                               .no_overlap = o->no_overlap,
+                               .without = o->without};
         return lw_cuda_open(out, &cuda, err);
 #else
         return lw_fail(err, LW_EDEVICE, "this build has no CUDA");

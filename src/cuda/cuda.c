@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <nvtx3/nvToolsExt.h>
+
 #include "cuda/device.h"
 
 void lw_cuda_version(char *text, size_t n) {
@@ -125,6 +127,13 @@ static lw_status gpu_fetch(lw_backend *backend, void *host, const void *src, siz
     return LW_OK;
 }
 
+/* Nsight's tools read these; without one attached each is a load and a branch. */
+static void gpu_range(lw_backend *backend, const char *name) {
+    (void)backend;
+    if (name) nvtxRangePushA(name);
+    else nvtxRangePop();
+}
+
 static uint64_t gpu_free_bytes(lw_backend *backend) {
     size_t left = 0, total = 0;
     if (cu_enter(backend, NULL) != LW_OK || cudaMemGetInfo(&left, &total) != cudaSuccess) return 0;
@@ -221,7 +230,8 @@ static const lw_behind behind = {.alloc_host = gpu_alloc_host,
                                  .end_capture = gpu_end_capture,
                                  .replay = gpu_replay,
                                  .free_graph = gpu_free_graph,
-                                 .free_bytes = gpu_free_bytes};
+                                 .free_bytes = gpu_free_bytes,
+                                 .range = gpu_range};
 
 /* ---- opening */
 
@@ -263,8 +273,20 @@ lw_status cu_need_dnn(lw_backend *backend, lw_error *err) {
     return e == CUDNN_STATUS_SUCCESS ? LW_OK : cu_fail_dnn(backend, err, e, "cudnnCreate");
 }
 
-static void add_tactics(cu_backend *b, const lw_tactic *const *list) {
-    for (; *list && b->base.n_tactics < CU_MAX_TACTICS; list++) b->tactics[b->base.n_tactics++] = *list;
+/* Whether one of the parts, with commas between them, is in name. */
+static bool has_part(const char *name, const char *parts) {
+    char part[64];
+    for (size_t n; parts && *parts; parts += n + (parts[n] == ',')) {
+        n = strcspn(parts, ",");
+        snprintf(part, sizeof part, "%.*s", (int)n, parts);
+        if (n && n < sizeof part && strstr(name, part)) return true;
+    }
+    return false;
+}
+
+static void add_tactics(cu_backend *b, const lw_tactic *const *list, const char *without) {
+    for (; *list && b->base.n_tactics < CU_MAX_TACTICS; list++)
+        if (!has_part((*list)->name, without)) b->tactics[b->base.n_tactics++] = *list;
 }
 
 bool lw_cuda_expected(void) {
@@ -303,6 +325,11 @@ static lw_status open_device(cu_backend *b, lw_error *err) {
     b->minor = p.minor;
     b->n_sm = p.multiProcessorCount;
     b->overlap &= p.major >= 9;
+    b->model = cu_h100;
+    b->model.n_sm = p.multiProcessorCount;
+    int khz = 0; /* not in the properties since CUDA 13; two transfers a clock */
+    CU_TRY(&b->base, err, cudaDeviceGetAttribute(&khz, cudaDevAttrMemoryClockRate, b->index));
+    if (khz > 0 && p.memoryBusWidth > 0) b->model.memory = 2e-6 * khz * p.memoryBusWidth / 8;
     b->base.cache_bytes = p.l2CacheSize;
     if (p.major < 8)
         return lw_fail(err, LW_EDEVICE, "cuda:%d: %s has compute capability %d.%d, 8.0 or newer is needed", b->index,
@@ -342,7 +369,7 @@ lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error 
     if (!b) return lw_fail(err, LW_ENOMEM, "no memory for the CUDA backend");
     bool exact = params->precision == LW_PRECISION_FP32;
     b->index = params->device_index;
-    b->overlap = params->overlap;
+    b->overlap = !params->no_overlap;
     b->base = (lw_backend){.name = "cuda",
                            .device = LW_DEVICE_CUDA,
                            .precision = exact ? LW_PRECISION_FP32 : LW_PRECISION_FP16,
@@ -364,14 +391,14 @@ lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error 
         gpu_close(&b->base);
         return status;
     }
-    if (params->group && !params->no_wgmma) add_tactics(b, cu_wgmma_group_tactics);
-    add_tactics(b, cu_blas_tactics);
-    add_tactics(b, cu_dnn_tactics);
-    add_tactics(b, cu_product_tactics);
-    add_tactics(b, cu_kernel_tactics);
-    add_tactics(b, cu_wide_tactics);
-    if (!params->no_wgmma) add_tactics(b, cu_wgmma_tactics);
-    if (params->wgmma_attention) add_tactics(b, cu_wgmma_attention_tactics);
+    add_tactics(b, cu_wgmma_tactics, params->without);
+    add_tactics(b, cu_blas_tactics, params->without);
+    add_tactics(b, cu_dnn_tactics, params->without);
+    add_tactics(b, cu_product_tactics, params->without);
+    add_tactics(b, cu_wgmma_attention_tactics, params->without);
+    add_tactics(b, cu_kernel_tactics, params->without);
+    add_tactics(b, cu_wide_tactics, params->without);
+    add_tactics(b, cu_wgmma_tile_tactics, params->without);
     *out = &b->base;
     return LW_OK;
 }

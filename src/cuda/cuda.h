@@ -10,10 +10,8 @@
 typedef struct lw_cuda_params {
     int32_t device_index;
     lw_precision precision; /* AUTO is FP16; FP32 is the exact mode */
-    bool overlap;           /* products begin while the launch before ends, where the device can */
-    bool group;             /* the Hopper kernels take several members; without tuning they come first */
-    bool wgmma_attention;   /* the Hopper attention too, last in preference */
-    bool no_wgmma;          /* without the Hopper kernels, for comparisons */
+    bool no_overlap;        /* each launch begins when the one before has ended; else kernels of ours begin earlier */
+    const char *without;    /* parts of names, "wgmma,group_norm": without the tactics that have one; NULL: with all */
 } lw_cuda_params;
 
 /* LW_EDEVICE: no driver, no such device, or one that this build has no kernels for; LW_EINVAL: a precision it can't

@@ -8,6 +8,7 @@
 #include "cuda/cuda.h"
 #include "cuda/kernels.h"
 #include "cuda/libraries.h"
+#include "cuda/model.h"
 
 /* Where work goes: a stream. The backend has one; a session's own or one that captures takes its place by lw_run. */
 typedef struct cu_queue {
@@ -29,6 +30,7 @@ typedef struct cu_conv_plan cu_conv_plan; /* cudnn.c */
 typedef struct cu_backend {
     lw_backend base;
     int32_t index, major, minor, n_sm;
+    cu_model model; /* of Hopper products on this device */
     char name[64]; /* of the device */
     cu_queue queue;
     cu_blas_functions lt;
@@ -103,6 +105,8 @@ static inline cu_view cu_view_at(const lw_run *run, lw_view v) {
 }
 
 static inline bool cu_is_float(const lw_view *v) { return v->dtype == LW_F16 || v->dtype == LW_F32; }
+/* Whether the members can be of one launch: few, and alike. */
+bool cu_members_fit(const lw_params *params, const lw_op *op);
 /* Rows of 8 channels each, that 16-byte accesses can walk. */
 bool cu_is_vectors(const lw_view *v);
 /* Rows of (g, n, h, w) at one stride. */
@@ -120,7 +124,7 @@ bool cu_epilogue_fits(const lw_epilogue *epi);
 cu_product_args cu_product_at(const lw_params *params, const lw_op *op, const lw_run *run, int32_t weights,
                               int32_t bias);
 
-cu_attention_args cu_attention_at(const lw_op *op, const lw_run *run);
+cu_attention_args cu_attention_at(const lw_attention_args *m, const lw_run *run);
 
 /* Workspaces are 64-byte aligned, libraries want 256: ask for CU_ALIGN more. */
 enum { CU_ALIGN = 256 };
@@ -133,9 +137,9 @@ extern const lw_tactic *const cu_blas_tactics[];
 extern const lw_tactic *const cu_dnn_tactics[];
 extern const lw_tactic *const cu_product_tactics[];
 extern const lw_tactic cu_conv2d_mma; /* one of them: where cuDNN has no engine */
-extern const lw_tactic *const cu_wgmma_tactics[];
+extern const lw_tactic *const cu_wgmma_tactics[];      /* by the model's choice */
+extern const lw_tactic *const cu_wgmma_tile_tactics[]; /* of one tile each */
 extern const lw_tactic *const cu_wgmma_attention_tactics[];
-extern const lw_tactic *const cu_wgmma_group_tactics[]; /* take several members */
 extern const lw_tactic *const cu_kernel_tactics[];
 extern const lw_tactic *const cu_wide_tactics[]; /* attention that cu_kernel_tactics does not take */
 

@@ -80,6 +80,7 @@ CU_DEVICE void copy_weights(uint32_t to, const CUtensorMap *map, uint32_t bar, i
     }
 template <int BN> struct multiplier;
 MULTIPLY(64, R0 R16, "%32", "%33", D16(0), D16(16));
+MULTIPLY(96, R0 R16 R32, "%48", "%49", D16(0), D16(16), D16(32));
 MULTIPLY(128, R0 R16 R32 R48, "%64", "%65", D64(0));
 MULTIPLY(160, R0 R16 R32 R48 R64, "%80", "%81", D64(0), D16(64));
 MULTIPLY(256, R0 R16 R32 R48 R64 R80 R96 R112, "%128", "%129", D64(0), D64(64));

@@ -48,7 +48,7 @@ static bool apply_supports(const lw_backend *b, const lw_params *params, const l
     if (in->norm.kind == LW_NORM_NONE) return true;
     int32_t c = m->out.c, per = c / in->norm.groups, slab = per; /* a slab: whole groups of whole vectors */
     while (slab % 8) slab += per;
-    return c % in->norm.groups == 0 && slab <= 256 * 8 && in->norm.stats_a.dtype == LW_F32;
+    return c % in->norm.groups == 0 && slab <= 256 * 8;
 }
 
 static lw_status apply_prepare(lw_backend *b, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,
@@ -64,28 +64,77 @@ static lw_status apply_prepare(lw_backend *b, lw_params *params, const lw_op *op
     return cu_want_vector(params, norm->beta, &k->beta, err);
 }
 
+/* Sizes and attributes. */
+static cu_apply_args apply_of(const lw_apply_args *m) {
+    const lw_norm *norm = &m->in.norm;
+    return (cu_apply_args){.a = cu_view_of(m->in.a),
+                           .b = cu_view_of(m->in.b),
+                           .out = cu_view_of(m->out),
+                           .norm = (int32_t)norm->kind,
+                           .act = (int32_t)m->in.act,
+                           .up2 = m->in.up2,
+                           .groups = norm->groups,
+                           .rows_per_part = norm->rows_per_part,
+                           .eps = norm->eps};
+}
+
+/* With addresses, but for the statistics. */
+static cu_apply_args apply_at(const lw_params *params, const lw_run *run, const lw_apply_args *m, const norm_packs *k) {
+    cu_apply_args a = apply_of(m);
+    a.a.p = lw_at(run, m->in.a);
+    a.b.p = lw_at(run, m->in.b);
+    a.out.p = lw_at(run, m->out);
+    a.gamma = lw_pack_data(params, k->gamma);
+    a.beta = lw_pack_data(params, k->beta);
+    return a;
+}
+
 static lw_status apply_run(lw_backend *b, const lw_params *params, const lw_op *op, void *state, const lw_run *run,
                            lw_error *err) {
-    const lw_apply_args *m = &op->m->apply;
-    const lw_norm *norm = &m->in.norm;
-    const norm_packs *k = state;
-    cu_apply_args a = {.a = cu_view_at(run, m->in.a),
-                       .b = cu_view_at(run, m->in.b),
-                       .out = cu_view_at(run, m->out),
-                       .norm = (int32_t)norm->kind,
-                       .act = (int32_t)m->in.act,
-                       .up2 = m->in.up2,
-                       .groups = norm->groups,
-                       .rows_per_part = norm->rows_per_part,
-                       .eps = norm->eps,
-                       .gamma = lw_pack_data(params, k->gamma),
-                       .beta = lw_pack_data(params, k->beta)};
+    const lw_norm *norm = &op->m->apply.in.norm;
+    cu_apply_args a = apply_at(params, run, &op->m->apply, state);
     if (norm->kind == LW_NORM_GROUP) {
         a.stats_a = cu_view_at(run, norm->stats_a);
         a.stats_b = cu_view_at(run, norm->stats_b);
     }
     LW_TRY(cu_enter(b, err));
     return cu_launched(b, op, cu_apply(cu_order_of(b, run), &a), err);
+}
+
+/* ---- group norm with its statistics */
+
+static bool group_norm_supports(const lw_backend *b, const lw_params *params, const lw_op *op) {
+    if (((const cu_backend *)b)->major < 9 || !cu_members_fit(params, op)) return false;
+    for (int32_t i = 0; i < op->n_member; i++) {
+        lw_op one = {.kind = op->kind, .n_member = 1, .name = op->name, .m = &op->m[i]};
+        const lw_norm *norm = &one.m->apply.in.norm;
+        int32_t c = one.m->apply.out.c;
+        if (norm->kind != LW_NORM_GROUP || c % norm->groups || !apply_supports(b, params, &one)) return false;
+    }
+    cu_apply_args a = apply_of(&op->m->apply);
+    return cu_group_norm_fits(&a, op->n_member);
+}
+
+static lw_status group_norm_prepare(lw_backend *b, lw_params *params, const lw_op *op, void **state,
+                                    size_t *workspace_bytes, lw_error *err) {
+    (void)b, (void)workspace_bytes;
+    norm_packs *k = lw_alloc(CU_MAX_MEMBERS, sizeof *k);
+    if (!k) return lw_fail(err, LW_ENOMEM, "op %s: no memory for its state", op->name);
+    *state = k;
+    for (int32_t i = 0; i < op->n_member; i++) {
+        LW_TRY(cu_want_vector(params, op->m[i].apply.in.norm.gamma, &k[i].gamma, err));
+        LW_TRY(cu_want_vector(params, op->m[i].apply.in.norm.beta, &k[i].beta, err));
+    }
+    return LW_OK;
+}
+
+static lw_status group_norm_run(lw_backend *b, const lw_params *params, const lw_op *op, void *state,
+                                const lw_run *run, lw_error *err) {
+    const norm_packs *k = state;
+    cu_apply_args a[CU_MAX_MEMBERS];
+    for (int32_t i = 0; i < op->n_member; i++) a[i] = apply_at(params, run, &op->m[i].apply, &k[i]);
+    LW_TRY(cu_enter(b, err));
+    return cu_launched(b, op, cu_group_norm(cu_order_of(b, run), a, op->n_member), err);
 }
 
 _Static_assert((int)LW_NORM_NONE == CU_NORM_NONE && (int)LW_NORM_GROUP == CU_NORM_GROUP &&
@@ -124,8 +173,7 @@ static bool attention_supports(const lw_backend *b, const lw_params *params, con
     return op->n_member == 1 && d * m->heads == m->q.c && d % 8 == 0 && d <= CU_ATTENTION_MAX_D;
 }
 
-cu_attention_args cu_attention_at(const lw_op *op, const lw_run *run) {
-    const lw_attention_args *m = &op->m->attention;
+cu_attention_args cu_attention_at(const lw_attention_args *m, const lw_run *run) {
     return (cu_attention_args){.q = cu_view_at(run, m->q),
                                .k = cu_view_at(run, m->k),
                                .v = cu_view_at(run, m->v),
@@ -138,7 +186,7 @@ cu_attention_args cu_attention_at(const lw_op *op, const lw_run *run) {
 static lw_status attention_run(lw_backend *b, const lw_params *params, const lw_op *op, void *state, const lw_run *run,
                                lw_error *err) {
     (void)params, (void)state;
-    cu_attention_args a = cu_attention_at(op, run);
+    cu_attention_args a = cu_attention_at(&op->m->attention, run);
     LW_TRY(cu_enter(b, err));
     return cu_launched(b, op, cu_attention(cu_order_of(b, run), &a), err);
 }
@@ -271,6 +319,13 @@ static lw_status advance_run(lw_backend *b, const lw_params *params, const lw_op
     static const lw_tactic symbol = {text, kind, LW_TAKES_ALL, supports, prepare, run, cu_release}
 TACTIC(stats, "norm_stats_cuda", LW_OP_NORM_STATS, stats_supports, no_state, stats_run);
 TACTIC(apply, "apply_cuda", LW_OP_APPLY, apply_supports, apply_prepare, apply_run);
+static const lw_tactic group_norm = {"group_norm_cuda",
+                                     LW_OP_APPLY,
+                                     LW_TAKES_ALL | LW_TAKES_MEMBERS | LW_TAKES_STATS,
+                                     group_norm_supports,
+                                     group_norm_prepare,
+                                     group_norm_run,
+                                     cu_release};
 TACTIC(combine, "combine_cuda", LW_OP_COMBINE, combine_supports, no_state, combine_run);
 TACTIC(attention, "attention_mma", LW_OP_ATTENTION, attention_supports, no_state, attention_run);
 TACTIC(tokens, "embed_tokens_cuda", LW_OP_EMBED_TOKENS, tokens_supports, tokens_prepare, tokens_run);
@@ -279,5 +334,5 @@ TACTIC(pack, "pack_u8_cuda", LW_OP_PACK_U8, pack_supports, no_state, pack_run);
 TACTIC(unpack, "unpack_u8_cuda", LW_OP_UNPACK_U8, unpack_supports, no_state, unpack_run);
 TACTIC(advance, "advance_cuda", LW_OP_ADVANCE, advance_supports, no_state, advance_run);
 
-const lw_tactic *const cu_kernel_tactics[] = {&stats, &apply, &combine, &attention, &tokens,
-                                              &times, &pack,  &unpack,  &advance,   NULL};
+const lw_tactic *const cu_kernel_tactics[] = {&stats,  &group_norm, &apply, &combine, &attention, &tokens,
+                                              &times,  &pack,       &unpack, &advance, NULL};

@@ -6,6 +6,7 @@
 #define LW_CUDA_KERNELS_H
 
 #include <cuda_runtime_api.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -61,6 +62,13 @@ typedef struct cu_apply_args {
     float eps;
 } cu_apply_args;
 cudaError_t cu_apply(cu_order order, const cu_apply_args *args);
+
+enum { CU_MAX_MEMBERS = 4 }; /* of one launch: products or norms of the same sizes */
+
+/* cu_apply of group norms without up2, args[0..n) in one launch, which makes the statistics itself: stats_a and stats_b
+ * are not read (group_norm.cu; sm_90). Where cu_group_norm_fits, which reads sizes alone. */
+bool cu_group_norm_fits(const cu_apply_args *args, int32_t n);
+cudaError_t cu_group_norm(cu_order order, const cu_apply_args *args, int32_t n);
 
 /* ---- epilogues and small ops (pointwise.cu) */
 
@@ -125,6 +133,15 @@ typedef struct cu_product_args {
     cu_view in, out; /* out.c is half of n_rows for GEGLU */
     const void *weights;
     int32_t n_rows, kh, kw, stride, pad_top, pad_left;
+    /* wgmma.cu alone, NULL: none. Of a linear over layer-normed rows whose weights hold the norm's factors: each weight
+     * row's sum, then its product with the norm's offsets. */
+    const float *folded;
+    float eps;
+    /* wgmma.cu alone, shortcut_weights NULL: none. A 1x1 product of cat(shortcut_a, shortcut_b), as large as the output, that
+     * is added to the sum: weights [n_rows][c of both], its bias or NULL; epi has no act and no scale then. */
+    cu_view shortcut_a, shortcut_b;
+    const void *shortcut_weights;
+    const float *shortcut_bias;
     cu_epilogue epi;
     int32_t tile;    /* CU_TILE_… */
     int32_t splits;  /* of the sum; over 1: */
@@ -148,14 +165,15 @@ cudaError_t cu_product(cu_order order, const cu_product_args *args);
     X(7, 3, 1, 128, 1)                                                                                                 \
     X(8, 3, 1, 160, 1)                                                                                                 \
     X(9, 2, 2, 128, 1)
-enum { CU_N_WGMMA_TILES = 10, CU_WGMMA_MAX_SPLITS = 8, CU_WGMMA_MAX_MEMBERS = 4 };
+enum { CU_N_WGMMA_TILES = 10, CU_WGMMA_MAX_SPLITS = 8 };
 
 /* args[0..n): products of the same sizes, in one launch; tile and splits of the first. encode_map: the driver's
  * cuTensorMapEncodeTiled */
 cudaError_t cu_wgmma(cu_order order, const cu_product_args *args, int32_t n, void *encode_map);
 
-/* half only, head width 40, 80 or 160, not causal (wgmma_attention.cu) */
-cudaError_t cu_wgmma_attention(cu_order order, const cu_attention_args *args, void *encode_map);
+/* half only, head width 40, 80 or 160, not causal: args[0..n) of the same sizes, in one launch (wgmma_attention.cu) */
+cudaError_t cu_wgmma_attention(cu_order order, const cu_attention_args *args, int32_t n, int32_t n_sm,
+                               void *encode_map);
 
 /* Whether this build has kernels for the current device. */
 cudaError_t cu_probe(void);

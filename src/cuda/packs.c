@@ -6,7 +6,19 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "ops/pass.h"
+
 void cu_release(void *state) { lw_free(state); }
+
+bool cu_members_fit(const lw_params *params, const lw_op *op) {
+    lw_op first = {.kind = op->kind, .n_member = 1, .name = op->name, .m = op->m}, other = first;
+    if (op->n_member > CU_MAX_MEMBERS) return false;
+    for (int32_t i = 1; i < op->n_member; i++) {
+        other.m = &op->m[i];
+        if (!lw_ops_alike(params, &first, &other)) return false;
+    }
+    return true;
+}
 
 bool cu_is_vectors(const lw_view *v) {
     int64_t unit = 16 / (int64_t)lw_dtype_bytes(v->dtype);

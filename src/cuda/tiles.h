@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * The index arithmetic of the Hopper product kernels (wgmma.cu), for the kernels, their launcher and the host's test
- * alike: which output pixels a tile has, where each step of the sum lies in the input and in the weights, and where the
- * copy engine puts it for the matrix unit to read.
+ * The index arithmetic of the Hopper kernels (wgmma.cu, wgmma_attention.cu), for the kernels, their launchers and the
+ * host's test alike: of products, which output pixels a tile has, where each step of the sum lies in the input and in
+ * the weights, and where the copy engine puts it for the matrix unit to read.
  *
  * The output is pictures of h x w pixels, n of them ((g, n) as one axis); a linear or 1x1 convolution is one picture of
  * one row. A tile's rows are a box of bw x bh x bn pixels, x fastest: for a tap of the window and 64 channels, its
@@ -23,7 +23,8 @@
 enum {
     CU_CHUNK = 64, /* channels of a step: 128 bytes of half, the widest row that the swizzle knows */
     CU_CHUNK_BYTES = 128,
-    CU_BOX_LIMIT = 256 /* the copy engine's boxes are no larger in any direction */
+    CU_ATTENTION_KEYS = 96, /* of a tile of attention */
+    CU_BOX_LIMIT = 256      /* the copy engine's boxes are no larger in any direction */
 };
 
 typedef struct cu_tiling {
@@ -76,6 +77,11 @@ CU_BOTH bool cu_wgmma_tiling(cu_tiling *t, const cu_product_args *a, int32_t bm)
     return flat;
 }
 
+/* Steps that a shortcut adds to the sum. */
+CU_BOTH int32_t cu_shortcut_steps(const cu_product_args *a) {
+    return cu_ceil_div(a->shortcut_a.c, CU_CHUNK) + cu_ceil_div(a->shortcut_b.c, CU_CHUNK);
+}
+
 typedef struct cu_place {
     int32_t x, y, n;
 } cu_place;
@@ -117,6 +123,45 @@ CU_BOTH int32_t cu_weight_row(int32_t tile, int32_t bn, int32_t gates, int32_t h
     return tile * (bn / 2) + half * gates;
 }
 
+/* ---- attention: a tensor as the copy engine walks it, (channel, head, row, n, g), strides in elements. The engine
+ * knows no stride of 0: an axis along which all is the same has one element, and its coordinate is multiplied by 0. */
+
+typedef struct cu_heads {
+    int64_t dims[5], strides[5];
+    int32_t n_step, g_step; /* 1, or 0 where all is the same along n, along g */
+} cu_heads;
+
+static inline cu_heads cu_heads_of(const cu_view *v, int32_t heads) {
+    const int32_t d = v->c / heads;
+    const int64_t n = v->sn ? v->n : 1, g = v->sg ? v->g : 1, sn = v->sn ? v->sn : v->sw * v->w;
+    cu_heads h = {{d, heads, v->w, n, g}, {1, d, v->sw, sn, v->sg ? v->sg : sn * n}, v->sn != 0, v->sg != 0};
+    return h;
+}
+
+/* Where the box of a head's channels [c, c + 64) of rows from `row` on begins. */
+typedef struct cu_heads_place {
+    int32_t at[5];
+} cu_heads_place;
+
+CU_BOTH cu_heads_place cu_heads_at(int32_t n_step, int32_t g_step, int32_t c, int32_t head, int32_t row, int32_t n,
+                                   int32_t g) {
+    cu_heads_place p = {{c, head, row, n * n_step, g * g_step}};
+    return p;
+}
+
+/* Groups of 64 queries a block, for `all` heads: they share keys and values, and while one waits another works, so that
+ * three take little longer than one. As many as make the fewest waves of blocks, where a multiprocessor has room for
+ * one block, and no more; the sums of wider heads leave registers for fewer. */
+static inline int32_t cu_attention_groups(int32_t queries, int32_t all, int32_t d, int32_t n_sm) {
+    const int32_t most = d <= 40 ? 3 : d <= 80 ? 2 : 1;
+    int32_t best = 1, fewest = INT32_MAX;
+    for (int32_t groups = 1; groups <= most; groups++) {
+        const int32_t waves = cu_ceil_div(cu_ceil_div(queries, 64 * groups) * all, n_sm);
+        if (waves < fewest) best = groups, fewest = waves;
+    }
+    return best;
+}
+
 /* ---- shared memory: rows of 128 bytes in groups of 8, the 16-byte chunk j of row i at chunk j ^ (i % 8). Operands
  * begin at multiples of 1024 bytes, so that a row's place in its group is also that of its address. */
 
@@ -127,6 +172,13 @@ CU_BOTH uint32_t cu_swizzle(uint32_t offset) { return offset ^ ((offset >> 7 & 7
  * 32 bytes on: add 2. */
 CU_BOTH uint64_t cu_operand(uint32_t shared_address) {
     return (uint64_t)(shared_address >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 |
+           (uint64_t)1 << 62;
+}
+
+/* Of an operand that lies the other way, 16 rows [sum][column] from a multiple of 16 on: from one chunk of 64 columns
+ * to the next, and from one group of 8 rows to the next. */
+CU_BOTH uint64_t cu_values_operand(uint32_t shared_address, uint32_t chunk_bytes) {
+    return (uint64_t)(shared_address >> 4 & 0x3fff) | (uint64_t)(chunk_bytes >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 |
            (uint64_t)1 << 62;
 }
 

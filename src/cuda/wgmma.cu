@@ -12,23 +12,36 @@
  * adds up a share of the rows over all of them, in order, so that the bits are always the same, and finishes it.
  *
  * Weights do not depend on the kernel before: where the launch is programmatic, the ring is filled with them while that
- * kernel still runs, and only then is it waited for. */
+ * kernel still runs, and only then is it waited for.
+ *
+ * A residual block's shortcut is further steps of the sum: of other inputs, by other weights, into the same registers.
+ *
+ * A layer norm before a linear costs no launch: with W' = W gamma (by columns), W (norm(x)) is (W' x - mean W' 1) / deviation +
+ * W beta. The groups that multiply sum each row and its squares out of the stages as they come, about the row's first
+ * value, and each block merges the parts of its cluster in order. */
 #include "cuda/hopper.cuh"
 
 namespace {
 
 struct member {
     CUtensorMap input, weights;
+    CUtensorMap shortcut[2], shortcut_weights;
+    const float *shortcut_bias; /* NULL: none */
+    const float *folded;        /* layer norm: sums of the weights' rows, then offsets; else NULL */
     cu_view out;
     cu_epilogue epi;
 };
 
 /* Members have the same sizes; each block works for one. */
 struct launch_args {
-    member of[CU_WGMMA_MAX_MEMBERS];
+    member of[CU_MAX_MEMBERS];
     cu_tiling t;
+    int32_t steps;       /* t.steps, and those of the shortcut: */
+    int32_t shortcut_chunks, shortcut_c; /* of its first input */
     int32_t gates;       /* GEGLU: out.c, else 0 */
     int32_t input_bytes; /* of a step */
+    int32_t channels;    /* of the input; read where the rows are normed, as: */
+    float eps;
 };
 
 template <int GROUPS, int HEIGHT, int BN, int BLOCKS> struct ring {
@@ -36,7 +49,9 @@ template <int GROUPS, int HEIGHT, int BN, int BLOCKS> struct ring {
     static const int THREADS = GROUPS * 128 + 32;
     static const int ALLOCATED = GROUPS * 128 + 128; /* registers are given to four warps at a time */
     static const int A_BYTES = BM * CU_CHUNK_BYTES, B_BYTES = BN * CU_CHUNK_BYTES, STAGE = A_BYTES + B_BYTES;
-    static const int ROW = BN + 8; /* floats of a row of sums: rows of a warp's accesses fall into different banks */
+    /* floats of a row of sums: rows of a warp's accesses fall into different banks. Behind the sums of a normed row: this
+     * block's mean and squares, then the row's mean and 1 / deviation. */
+    static const int ROW = BN + 8;
     static const int SUMS = BM * ROW * 4;
     static const int ROWS = BM * 16; /* the table of pixels */
     static const int LIMIT = 228 * 1024 / BLOCKS - 1024 - ROWS - 128; /* 1 KB is the system's, 128 are barriers */
@@ -85,6 +100,95 @@ template <int SPLITS> CU_DEVICE void gather(const float *from, float v[8]) {
     }
 }
 
+/* ---- layer norm */
+
+/* What a thread knows of its half of a row: sums about the first value. */
+struct row_sum {
+    float shift, sum, squares;
+};
+
+/* A row's half of 64 channels, from channel c on, as the copy engine left it. */
+CU_DEVICE void add_values(row_sum &s, uint32_t stage, int row, int half, int c, int channels, bool first) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        const int at = half * 4 + j;
+        const bool real = c + at * 8 < channels; /* no branch here: the compiler would wait for the matrix unit */
+        uint32_t u[4];
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+                     : "=r"(u[0]), "=r"(u[1]), "=r"(u[2]), "=r"(u[3])
+                     : "r"(stage + row * CU_CHUNK_BYTES + ((at ^ (row & 7)) << 4))
+                     : "memory");
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float2 v = __half22float2(*reinterpret_cast<const __half2 *>(&u[i]));
+            if (j == 0 && i == 0) s.shift = first ? v.x : s.shift;
+            const float x = real ? v.x - s.shift : 0.0f, y = real ? v.y - s.shift : 0.0f;
+            s.sum += x + y;
+            s.squares += x * x + y * y;
+        }
+    }
+}
+
+/* Two threads share a row of each 64-pixel piece of their group. */
+template <int HEIGHT> CU_DEVICE int norm_row(int piece) {
+    return (threadIdx.x / 128 * HEIGHT + piece) * 64 + threadIdx.x % 128 / 2;
+}
+
+/* Mean and squares about it of count values, merged with another's. */
+CU_DEVICE void merge(float &mean, float &squares, float &count, float mean2, float squares2, float count2) {
+    const float all = count + count2, d = mean2 - mean;
+    if (count2 > 0) {
+        mean += d * (count2 / all);
+        squares += squares2 + d * d * (count * (count2 / all));
+        count = all;
+    }
+}
+
+/* Channels of 64 a part of the sum has. */
+CU_DEVICE float part_channels(const launch_args &a, int begin, int end) {
+    return static_cast<float>(min(end * CU_CHUNK, a.channels) - min(begin * CU_CHUNK, a.channels));
+}
+
+/* The row's moments in this block, from its two threads. */
+CU_DEVICE void leave_moments(const launch_args &a, const row_sum &s, float *at, int half, int begin, int end) {
+    float count = 0;
+    for (int step = begin; step < end; step++)
+        count += static_cast<float>(max(0, min(CU_CHUNK / 2, a.channels - step * CU_CHUNK - half * (CU_CHUNK / 2))));
+    const float d = count > 0 ? s.sum / count : 0.0f;
+    float mean = s.shift + d, squares = fmaxf(s.squares - s.sum * d, 0.0f);
+    const float mean2 = __shfl_xor_sync(CU_ALL_LANES, mean, 1), squares2 = __shfl_xor_sync(CU_ALL_LANES, squares, 1),
+                count2 = __shfl_xor_sync(CU_ALL_LANES, count, 1);
+    merge(mean, squares, count, mean2, squares2, count2);
+    if (half == 0) at[0] = mean, at[1] = squares; /* the first half has channels if the row has any */
+}
+
+/* Moments of rows rank, rank + splits, … from all blocks of the cluster, in order. */
+template <typename R, int BN> CU_DEVICE void merge_rows(const launch_args &a, float *sums, int rank, int splits) {
+    for (int row = threadIdx.x * splits + rank; row < R::BM; row += R::THREADS * splits) {
+        float *at = sums + row * R::ROW + BN, mean = at[0], squares = at[1], count;
+        for (int i = 0; i < splits; i++) {
+            const float *from = splits > 1 ? static_cast<const float *>(__cluster_map_shared_rank(at, i)) : at;
+            const float n = part_channels(a, cu_part_begin(a.steps, i, splits), cu_part_begin(a.steps, i + 1, splits));
+            if (i == 0) mean = from[0], squares = from[1], count = n;
+            else merge(mean, squares, count, from[0], from[1], n);
+        }
+        at[2] = mean;
+        at[3] = rsqrtf(squares / count + a.eps);
+    }
+    __syncthreads();
+}
+
+/* W' x of a row, as W norm(x). */
+CU_DEVICE void unfold8(const float *folded, int n_rows, const float *moments, int c, float v[8]) {
+    float sums[8], offsets[8];
+    load8(folded + c, sums);
+    load8(folded + n_rows + c, offsets);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = (v[i] - moments[0] * sums[i]) * moments[1] + offsets[i];
+}
+
+/* ---- output */
+
 /* Where row `row` of the tile goes: (g, n, h, w), g -1 for nowhere. */
 CU_DEVICE int4 row_place(const cu_tiling &t, const cu_view &out, cu_place origin, int row) {
     const int pixel = cu_tile_pixel(&t, origin, row), picture = out.h * out.w;
@@ -104,6 +208,17 @@ CU_DEVICE void finish_rows(const member &a, int gates, const float *sums, const 
         float v[8], gate[8];
         gather<SPLITS>(sums + row * R::ROW + col, v);
         if (GATED) gather<SPLITS>(sums + row * R::ROW + WIDE + col, gate);
+        if (a.folded) {
+            const int n_rows = GATED ? 2 * a.out.c : a.out.c;
+            unfold8(a.folded, n_rows, sums + row * R::ROW + BN + 2, c, v);
+            if (GATED) unfold8(a.folded, n_rows, sums + row * R::ROW + BN + 2, gates + c, gate);
+        }
+        if (a.shortcut_bias) {
+            float more[8];
+            load8(a.shortcut_bias + c, more);
+#pragma unroll
+            for (int k = 0; k < 8; k++) v[k] += more[k];
+        }
         epilogue8(a.epi, at.x, at.y, at.z, at.w, c, gates, v, gate);
         store8(static_cast<__half *>(a.out.p) + view_at(a.out, at.x, at.y, at.z, at.w) + c, v);
     }
@@ -115,38 +230,89 @@ CU_DEVICE void finish(const member &a, int gates, const float *sums, const int4 
     else finish_rows<R, BN, SPLITS, false>(a, gates, sums, places, tile, rank);
 }
 
+/* Where a step's operands come from. */
+struct operands {
+    const CUtensorMap *input, *weights;
+    int c, x, y;         /* of the input's box */
+    int column, tap; /* of the weights' */
+};
+
+CU_DEVICE operands operands_at(const launch_args &a, const member &m, cu_place origin, int step) {
+    if (step < a.t.steps) {
+        const cu_step s = cu_step_at(&a.t, origin, step);
+        return {&m.input, &m.weights, s.c, s.x, s.y, s.c, s.tap};
+    }
+    const int chunk = step - a.t.steps, second = chunk >= a.shortcut_chunks,
+              c = (second ? chunk - a.shortcut_chunks : chunk) * CU_CHUNK;
+    return {&m.shortcut[second], &m.shortcut_weights, c, origin.x, origin.y, second ? a.shortcut_c + c : c, 0};
+}
+
 /* One thread starts all copies: those of weights for the first round of the ring before the launch before is over. */
 template <typename R>
 CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, uint32_t full, uint32_t empty,
                        cu_place origin, int tile, int begin, int n_steps) {
-    const CUtensorMap *input = &m.input, *weights = &m.weights;
     const int row0 = cu_weight_row(tile, R::B_BYTES / CU_CHUNK_BYTES, a.gates, 0),
               row1 = cu_weight_row(tile, R::B_BYTES / CU_CHUNK_BYTES, a.gates, 1);
     const int first = n_steps < R::STAGES ? n_steps : R::STAGES;
-    for (int round = 0; round < 2; round++) { /* all weights, then inputs */
-        for (int i = 0; i < first; i++) {
-            const cu_step s = cu_step_at(&a.t, origin, begin + i);
-            const uint32_t at = stages + i * R::STAGE, bar = full + i * 8;
-            if (round) {
-                copy_box(at, input, bar, s.c, s.x, s.y, origin.n);
-                continue;
-            }
-            barrier_expect(bar, a.input_bytes + R::B_BYTES);
-            copy_weights(at + R::A_BYTES, weights, bar, s.c, s.tap, row0);
-            if (a.gates) copy_weights(at + R::A_BYTES + R::B_BYTES / 2, weights, bar, s.c, s.tap, row1);
-        }
-        if (!round) previous_launch_wait();
-    }
+    auto weights_of = [&](const operands &s, uint32_t at, uint32_t bar) {
+        barrier_expect(bar, a.input_bytes + R::B_BYTES);
+        copy_weights(at + R::A_BYTES, s.weights, bar, s.column, s.tap, row0);
+        if (a.gates) copy_weights(at + R::A_BYTES + R::B_BYTES / 2, s.weights, bar, s.column, s.tap, row1);
+    };
+    auto input_of = [&](const operands &s, uint32_t at, uint32_t bar) {
+        copy_box(at, s.input, bar, s.c, s.x, s.y, origin.n);
+    };
+    for (int i = 0; i < first; i++)
+        weights_of(operands_at(a, m, origin, begin + i), stages + i * R::STAGE, full + i * 8);
+    previous_launch_wait();
+    for (int i = 0; i < first; i++)
+        input_of(operands_at(a, m, origin, begin + i), stages + i * R::STAGE, full + i * 8);
     for (int i = first; i < n_steps; i++) {
-        const cu_step s = cu_step_at(&a.t, origin, begin + i);
+        const operands s = operands_at(a, m, origin, begin + i);
         const int k = i % R::STAGES;
         const uint32_t at = stages + k * R::STAGE, bar = full + k * 8;
         barrier_wait(empty + k * 8, (i / R::STAGES - 1) & 1);
-        barrier_expect(bar, a.input_bytes + R::B_BYTES);
-        copy_weights(at + R::A_BYTES, weights, bar, s.c, s.tap, row0);
-        if (a.gates) copy_weights(at + R::A_BYTES + R::B_BYTES / 2, weights, bar, s.c, s.tap, row1);
-        copy_box(at, input, bar, s.c, s.x, s.y, origin.n);
+        weights_of(s, at, bar);
+        input_of(s, at, bar);
     }
+}
+
+/* What a group of four warps does: its rows' sums, and if they are normed the rows' values too. */
+template <typename R, int HEIGHT, int BN, bool NORMED>
+CU_DEVICE void multiply(const launch_args &a, float (&d)[HEIGHT][BN / 2], row_sum (&row_sums)[HEIGHT], uint32_t stages,
+                        uint32_t full, uint32_t empty, int begin, int n_steps) {
+    const int group = threadIdx.x / 128, lane = threadIdx.x % 32;
+#pragma unroll
+    for (int p = 0; p < HEIGHT; p++)
+#pragma unroll
+        for (int v = 0; v < BN / 2; v++) d[p][v] = 0;
+    for (int i = 0; i < n_steps; i++) {
+        const int k = i % R::STAGES;
+        barrier_wait(full + k * 8, i / R::STAGES & 1);
+        const uint64_t pa = cu_operand(stages + k * R::STAGE + group * HEIGHT * 64 * CU_CHUNK_BYTES),
+                       pb = cu_operand(stages + k * R::STAGE + R::A_BYTES);
+#pragma unroll
+        for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
+        sums_begin();
+#pragma unroll
+        for (int part = 0; part < CU_CHUNK / 16; part++)
+#pragma unroll
+            for (int p = 0; p < HEIGHT; p++)
+                multiplier<BN>::add(d[p], pa + p * (64 * CU_CHUNK_BYTES / 16) + 2 * part, pb + 2 * part);
+        sums_commit();
+#pragma unroll
+        for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
+        if (NORMED)
+#pragma unroll
+            for (int p = 0; p < HEIGHT; p++)
+                add_values(row_sums[p], stages + k * R::STAGE, norm_row<HEIGHT>(p), threadIdx.x % 2,
+                           (begin + i) * CU_CHUNK, a.channels, i == 0);
+        sums_wait<1>(); /* all but this step's: the stage before is free */
+        if (i > 0 && lane == 0) barrier_arrive(empty + (i - 1) % R::STAGES * 8);
+    }
+    sums_wait<0>();
+#pragma unroll
+    for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
 }
 
 #endif
@@ -167,8 +333,8 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
     const int tile = blockIdx.x / splits;
     const member &m = a.of[blockIdx.z];
     const cu_place origin = cu_tile_origin(&a.t, blockIdx.y);
-    const int begin = cu_part_begin(a.t.steps, rank, splits),
-              n_steps = cu_part_begin(a.t.steps, rank + 1, splits) - begin;
+    const int begin = cu_part_begin(a.steps, rank, splits),
+              n_steps = cu_part_begin(a.steps, rank + 1, splits) - begin;
 
     if (threadIdx.x == 0) {
         asm volatile("prefetch.tensormap [%0];\nprefetch.tensormap [%1];\n" ::"l"(&m.input), "l"(&m.weights) : "memory");
@@ -188,35 +354,12 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
         __syncthreads();
     } else {
         const int group = warp / 4;
-        for (int row = threadIdx.x; row < R::BM; row += GROUPS * 128) 
+        row_sum row_sums[HEIGHT] = {};
+        for (int row = threadIdx.x; row < R::BM; row += GROUPS * 128)
             places[row] = row_place(a.t, m.out, origin, row);
         float d[HEIGHT][BN / 2];
-#pragma unroll
-        for (int p = 0; p < HEIGHT; p++)
-#pragma unroll
-            for (int v = 0; v < BN / 2; v++) d[p][v] = 0;
-        for (int i = 0; i < n_steps; i++) {
-            const int k = i % R::STAGES;
-            barrier_wait(full + k * 8, i / R::STAGES & 1);
-            const uint64_t pa = cu_operand(stages + k * R::STAGE + group * HEIGHT * 64 * CU_CHUNK_BYTES),
-                           pb = cu_operand(stages + k * R::STAGE + R::A_BYTES);
-#pragma unroll
-            for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
-            sums_begin();
-#pragma unroll
-            for (int part = 0; part < CU_CHUNK / 16; part++)
-#pragma unroll
-                for (int p = 0; p < HEIGHT; p++)
-                    multiplier<BN>::add(d[p], pa + p * (64 * CU_CHUNK_BYTES / 16) + 2 * part, pb + 2 * part);
-            sums_commit();
-#pragma unroll
-            for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
-            sums_wait<1>(); /* all but this step's: the stage before is free */
-            if (i > 0 && lane == 0) barrier_arrive(empty + (i - 1) % R::STAGES * 8);
-        }
-        sums_wait<0>();
-#pragma unroll
-        for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
+        if (m.folded) multiply<R, HEIGHT, BN, true>(a, d, row_sums, stages, full, empty, begin, n_steps);
+        else multiply<R, HEIGHT, BN, false>(a, d, row_sums, stages, full, empty, begin, n_steps);
         previous_launch_wait();
         __syncthreads(); /* nobody reads the stages any more: sums take their place */
 #pragma unroll
@@ -227,13 +370,20 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
                           col = cu_sum_column(threadIdx.x % 128, v);
                 *reinterpret_cast<float2 *>(sums + row * R::ROW + col) = make_float2(d[p][v], d[p][v + 1]);
             }
+        if (m.folded)
+#pragma unroll
+            for (int p = 0; p < HEIGHT; p++)
+                leave_moments(a, row_sums[p], sums + norm_row<HEIGHT>(p) * R::ROW + BN, threadIdx.x % 2, begin,
+                              begin + n_steps);
     }
     if (splits == 1) {
         __syncthreads();
+        if (m.folded) merge_rows<R, BN>(a, sums, 0, 1);
         finish<R, BN, 1>(m, a.gates, sums, places, tile, 0);
         return;
     }
     cluster_meet();
+    if (m.folded) merge_rows<R, BN>(a, sums, rank, splits);
     if (splits == 2) finish<R, BN, 2>(m, a.gates, sums, places, tile, rank);
     else if (splits == 4) finish<R, BN, 4>(m, a.gates, sums, places, tile, rank);
     else finish<R, BN, 8>(m, a.gates, sums, places, tile, rank);
@@ -255,11 +405,24 @@ bool encode_input(encoder make, CUtensorMap *map, const cu_product_args &a, cons
     return encode(make, map, a.in.p, 4, dims, strides, box, every);
 }
 
-bool encode_weights(encoder make, CUtensorMap *map, const cu_product_args &a, uint32_t box_rows) {
-    const cuuint64_t c = a.in.c, taps = a.kh * a.kw;
-    const cuuint64_t dims[3] = {c, taps, static_cast<cuuint64_t>(a.n_rows)}, strides[2] = {c * 2, c * taps * 2};
+/* [rows][taps][c] */
+bool encode_weights(encoder make, CUtensorMap *map, const void *weights, cuuint64_t c, cuuint64_t taps, int rows,
+                    uint32_t box_rows) {
+    const cuuint64_t dims[3] = {c, taps, static_cast<cuuint64_t>(rows)}, strides[2] = {c * 2, c * taps * 2};
     const cuuint32_t box[3] = {CU_CHUNK, 1, box_rows}, every[3] = {1, 1, 1};
-    return encode(make, map, a.weights, 3, dims, strides, box, every);
+    return encode(make, map, weights, 3, dims, strides, box, every);
+}
+
+/* A shortcut's input: as large as the output, boxes as the tile's. */
+bool encode_shortcut(encoder make, CUtensorMap *map, const cu_view &v, const cu_tiling &t) {
+    const cuuint64_t sw = 2 * v.sw, w = v.w, h = v.h, sh = h > 1 ? 2 * static_cast<cuuint64_t>(v.sh) : sw * w,
+                     sn = t.n > 1 ? 2 * static_cast<cuuint64_t>(v.n > 1 ? v.sn : v.sg) : sh * h;
+    const cuuint64_t dims[4] = {static_cast<cuuint64_t>(v.c), w, h, static_cast<cuuint64_t>(t.n)},
+                     strides[3] = {sw, sh, sn};
+    const cuuint32_t box[4] = {CU_CHUNK, static_cast<cuuint32_t>(t.bw), static_cast<cuuint32_t>(t.bh),
+                               static_cast<cuuint32_t>(t.bn)},
+                     every[4] = {1, 1, 1, 1};
+    return encode(make, map, v.p, 4, dims, strides, box, every);
 }
 
 template <int GROUPS, int HEIGHT, int BN, int BLOCKS>
@@ -271,11 +434,29 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
     const bool flat = cu_wgmma_tiling(&args.t, &first, R::BM);
     args.gates = first.epi.act == CU_ACT_GEGLU ? first.out.c : 0;
     args.input_bytes = args.t.bw * args.t.bh * args.t.bn * CU_CHUNK_BYTES;
+    args.steps = args.t.steps;
+    if (first.shortcut_weights) {
+        args.shortcut_c = first.shortcut_a.c;
+        args.shortcut_chunks = cu_ceil_div(first.shortcut_a.c, CU_CHUNK);
+        args.steps += cu_shortcut_steps(&first);
+    }
+    args.channels = first.in.c;
+    args.eps = first.eps;
     for (int i = 0; i < n; i++) {
         member &m = args.of[i];
         if (!encode_input(make, &m.input, of[i], args.t, flat) ||
-            !encode_weights(make, &m.weights, of[i], args.gates ? BN / 2 : BN))
+            !encode_weights(make, &m.weights, of[i].weights, first.in.c, first.kh * first.kw, first.n_rows,
+                            args.gates ? BN / 2 : BN))
             return cudaErrorInvalidValue;
+        if (first.shortcut_weights) {
+            const cu_view &a = of[i].shortcut_a, &b = of[i].shortcut_b;
+            if (!encode_shortcut(make, &m.shortcut[0], a, args.t) ||
+                (b.c && !encode_shortcut(make, &m.shortcut[1], b, args.t)) ||
+                !encode_weights(make, &m.shortcut_weights, of[i].shortcut_weights, a.c + b.c, 1, first.n_rows, BN))
+                return cudaErrorInvalidValue;
+            m.shortcut_bias = of[i].shortcut_bias;
+        }
+        m.folded = of[i].folded;
         m.out = of[i].out;
         m.epi = of[i].epi;
     }

@@ -3,23 +3,35 @@
  * wgmma.cu. A block takes 64, 128 or 192 queries of a head, 64 a group of four warps; one warp more only starts copies.
  *
  * A tensor's map has the head as an axis of its own, so that a box of 64 channels ends with the head: zeros come where
- * the next head would, 40 is 48 for q k^T and 40 for p v, and nothing is padded in memory. Q, K and V lie in chunks of 64
- * channels, [rows][64] each. The weights of a tile stay in the registers that held its scores. Groups are not in step, so
- * that one multiplies while another takes exponentials. */
+ * the next head would, 40 is 48 for q k^T and 40 for p v, and nothing is padded in memory. Q, K and V lie in chunks of
+ * 64 channels, [rows][64] each. The weights of a tile stay in registers, and the scores of the next are multiplied
+ * right behind its p v. Groups are not in step, so that one multiplies while another takes exponentials: those bound it
+ * at 1536 keys of 40 channels, the time of a launch at less. 96 keys a tile: of 77 few are wasted, of 96, 384 and 1536
+ * none, and scores, weights and sums of three groups fit the 128 registers that each thread of 13 warps can have. */
 #include "cuda/hopper.cuh"
 
 namespace {
 
+struct tensor {
+    CUtensorMap map;
+    int32_t n_step, g_step; /* as cu_heads */
+};
+
 struct attention_args {
-    CUtensorMap q, k, v;
+    tensor q, k, v;
     cu_view out;
-    int32_t queries, keys, k_n, k_g, v_n, v_g; /* k_n: 1 where keys differ along n; k_g along g, and so on */
-    float factor;                              /* scale * log2(e) */
+    int32_t queries, keys;
+    float factor; /* scale * log2(e) */
+};
+
+/* Members have the same sizes; each block works for one. */
+struct launch_args {
+    attention_args of[CU_MAX_MEMBERS];
 };
 
 template <int D, int GROUPS> struct shape {
     static const int CHUNKS = (D + CU_CHUNK - 1) / CU_CHUNK;
-    static const int QUERIES = 64 * GROUPS, KEYS = D > 80 ? 64 : 128, STAGES = 2;
+    static const int QUERIES = 64 * GROUPS, KEYS = CU_ATTENTION_KEYS, STAGES = D > 80 ? 2 : 3;
     static const int Q_CHUNK = QUERIES * CU_CHUNK_BYTES, CHUNK = KEYS * CU_CHUNK_BYTES;
     static const int Q_BYTES = CHUNKS * Q_CHUNK, TILE = CHUNKS * CHUNK;
     static const int THREADS = GROUPS * 128 + 32, ALLOCATED = GROUPS * 128 + 128;
@@ -28,10 +40,11 @@ template <int D, int GROUPS> struct shape {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-CU_DEVICE void copy_head(uint32_t to, const CUtensorMap *map, uint32_t bar, int c, int head, int row, int n, int g) {
+CU_DEVICE void copy_head(uint32_t to, const tensor &t, uint32_t bar, int c, int head, int row, int n, int g) {
+    const cu_heads_place p = cu_heads_at(t.n_step, t.g_step, c, head, row, n, g);
     asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
                  "%6, %7}], [%2];\n" ::"r"(to),
-                 "l"(map), "r"(bar), "r"(c), "r"(head), "r"(row), "r"(n), "r"(g)
+                 "l"(&t.map), "r"(bar), "r"(p.at[0]), "r"(p.at[1]), "r"(p.at[2]), "r"(p.at[3]), "r"(p.at[4])
                  : "memory");
 }
 
@@ -40,23 +53,42 @@ CU_DEVICE uint32_t pack(float a, float b) {
     return *reinterpret_cast<uint32_t *>(&h);
 }
 
-/* The descriptor of values [key][column]: 64 columns, then the next chunk; keys in groups of 8. */
-template <typename S> CU_DEVICE uint64_t values_at(uint32_t shared) {
-    return static_cast<uint64_t>(shared >> 4 & 0x3fff) | static_cast<uint64_t>(S::CHUNK >> 4) << 16 |
-           static_cast<uint64_t>(1024 >> 4) << 32 | static_cast<uint64_t>(1) << 62;
+/* An operand that begins `bytes` further on: shared memory ends below 2^18, so that nothing is carried. */
+CU_DEVICE uint64_t further(uint64_t operand, uint32_t bytes) {
+    return operand >> 32 << 32 | (static_cast<uint32_t>(operand) + (bytes >> 4));
+}
+
+template <typename S, int D> CU_DEVICE void begin_scores(float (&s)[S::KEYS / 2], uint64_t q, uint64_t k) {
+#pragma unroll
+    for (int j = 0; j < S::KEYS / 2; j++) s[j] = 0;
+    sums_pin(s);
+    sums_begin();
+#pragma unroll
+    for (int step = 0; step < (D + 15) / 16; step++)
+        multiplier<S::KEYS>::add(s, further(q, step / 4 * S::Q_CHUNK + step % 4 * 32),
+                                 further(k, step / 4 * S::CHUNK + step % 4 * 32));
+    sums_commit();
 }
 
 /* Scores of one thread's two rows to weights; what was summed under the old maximum is scaled. */
-template <int N, int O> CU_DEVICE void weigh(float (&s)[N], float (&out)[O], float (&top)[2], float (&sum)[2], float factor) {
+template <int N, int O>
+CU_DEVICE void weigh(float (&s)[N], float (&out)[O], float (&top)[2], float (&sum)[2], float factor) {
+    float highest[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        float highest = top[half];
+        highest[half] = top[half];
 #pragma unroll
-        for (int i = 2 * half; i < N; i += 4) highest = fmaxf(highest, fmaxf(s[i], s[i + 1]));
-        highest = fmaxf(highest, __shfl_xor_sync(CU_ALL_LANES, highest, 1));
-        highest = fmaxf(highest, __shfl_xor_sync(CU_ALL_LANES, highest, 2));
-        const float old = exp2_fast((top[half] - highest) * factor), offset = highest * factor;
-        top[half] = highest;
+        for (int i = 2 * half; i < N; i += 4) highest[half] = fmaxf(highest[half], fmaxf(s[i], s[i + 1]));
+    }
+#pragma unroll
+    for (int distance = 1; distance <= 2; distance++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            highest[half] = fmaxf(highest[half], __shfl_xor_sync(CU_ALL_LANES, highest[half], distance));
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const float old = exp2_fast((top[half] - highest[half]) * factor), offset = highest[half] * factor;
+        top[half] = highest[half];
         float all = 0;
 #pragma unroll
         for (int i = 2 * half; i < N; i += 4) {
@@ -73,26 +105,26 @@ template <int N, int O> CU_DEVICE void weigh(float (&s)[N], float (&out)[O], flo
 template <typename S>
 CU_DEVICE void produce(const attention_args &a, uint32_t q, uint32_t q_full, uint32_t k_full, uint32_t v_full,
                        uint32_t empty, int head, int n, int g) {
-    const int first = blockIdx.x * S::QUERIES, n_tiles = (a.keys + S::KEYS - 1) / S::KEYS;
+    const int first = blockIdx.x * S::QUERIES, n_tiles = cu_ceil_div(a.keys, S::KEYS);
     barrier_expect(q_full, S::Q_BYTES);
-    for (int c = 0; c < S::CHUNKS; c++) copy_head(q + c * S::Q_CHUNK, &a.q, q_full, c * CU_CHUNK, head, first, n, g);
+    for (int c = 0; c < S::CHUNKS; c++) copy_head(q + c * S::Q_CHUNK, a.q, q_full, c * CU_CHUNK, head, first, n, g);
     for (int i = 0; i < n_tiles; i++) {
         const int at = i % S::STAGES;
         const uint32_t k = q + S::Q_BYTES + at * 2 * S::TILE, v = k + S::TILE;
         if (i >= S::STAGES) barrier_wait(empty + at * 8, (i / S::STAGES - 1) & 1);
         barrier_expect(k_full + at * 8, S::TILE);
         for (int c = 0; c < S::CHUNKS; c++)
-            copy_head(k + c * S::CHUNK, &a.k, k_full + at * 8, c * CU_CHUNK, head, i * S::KEYS, n * a.k_n, g * a.k_g);
+            copy_head(k + c * S::CHUNK, a.k, k_full + at * 8, c * CU_CHUNK, head, i * S::KEYS, n, g);
         barrier_expect(v_full + at * 8, S::TILE);
         for (int c = 0; c < S::CHUNKS; c++)
-            copy_head(v + c * S::CHUNK, &a.v, v_full + at * 8, c * CU_CHUNK, head, i * S::KEYS, n * a.v_n, g * a.v_g);
+            copy_head(v + c * S::CHUNK, a.v, v_full + at * 8, c * CU_CHUNK, head, i * S::KEYS, n, g);
     }
 }
 
 /* A group's 64 rows, through its own rows of Q, so that global stores are 16 bytes. */
 template <typename S, int D, int O>
-CU_DEVICE void store_rows(const attention_args &a, const float (&out)[O], const float (&sum)[2], unsigned char *q, int group,
-                          int head, int n, int g) {
+CU_DEVICE void store_rows(const attention_args &a, const float (&out)[O], const float (&sum)[2], unsigned char *q,
+                          int group, int head, int n, int g) {
     const int warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32;
     float inverse[2];
 #pragma unroll
@@ -112,7 +144,8 @@ CU_DEVICE void store_rows(const attention_args &a, const float (&out)[O], const 
     __syncwarp();
     __half *to = static_cast<__half *>(a.out.p) + view_at(a.out, g, n, 0, 0) + head * D;
     for (int i = lane; i < 16 * (D / 8); i += 32) {
-        const int row = group * 64 + warp * 16 + i / (D / 8), c = i % (D / 8) * 8, query = blockIdx.x * S::QUERIES + row;
+        const int row = group * 64 + warp * 16 + i / (D / 8), c = i % (D / 8) * 8,
+                  query = blockIdx.x * S::QUERIES + row;
         if (query < a.queries)
             *reinterpret_cast<uint4 *>(to + query * a.out.sw + c) = *reinterpret_cast<const uint4 *>(
                 q + c / CU_CHUNK * S::Q_CHUNK + cu_swizzle(row * 128 + c % CU_CHUNK * 2));
@@ -121,20 +154,25 @@ CU_DEVICE void store_rows(const attention_args &a, const float (&out)[O], const 
 
 #endif
 
-/* Grid: (tiles of queries, heads, (g, n)). */
+/* Grid: (tiles of queries, heads, members x (g, n)). */
 template <int D, int GROUPS>
 __global__ void __launch_bounds__(shape<D, GROUPS>::ALLOCATED, 1)
-    attention_kernel(const __grid_constant__ attention_args a) {
+    attention_kernel(const __grid_constant__ launch_args all) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     typedef shape<D, GROUPS> S;
+    const int pictures = all.of[0].out.g * all.of[0].out.n;
+    const attention_args &a = all.of[blockIdx.z / pictures];
     extern __shared__ unsigned char shared_bytes[];
     __shared__ __align__(8) uint64_t barriers[1 + 3 * S::STAGES];
     const uint32_t unaligned = shared_address(shared_bytes), q = (unaligned + 1023u) & ~1023u;
     const uint32_t q_full = shared_address(barriers), k_full = q_full + 8, v_full = k_full + S::STAGES * 8,
                    empty = v_full + S::STAGES * 8;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y, g = blockIdx.z / a.out.n,
-              n = blockIdx.z - g * a.out.n;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y, picture = blockIdx.z % pictures,
+              g = picture / a.out.n, n = picture - g * a.out.n;
     if (threadIdx.x == 0) {
+        asm volatile("prefetch.tensormap [%0];\nprefetch.tensormap [%1];\nprefetch.tensormap [%2];\n" ::"l"(&a.q.map),
+                     "l"(&a.k.map), "l"(&a.v.map)
+                     : "memory");
         for (int i = 0; i < 1 + 2 * S::STAGES; i++) barrier_init(q_full + i * 8, 1);
         for (int i = 0; i < S::STAGES; i++) barrier_init(empty + i * 8, GROUPS * 4);
         asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;\n" ::: "memory");
@@ -145,25 +183,16 @@ __global__ void __launch_bounds__(shape<D, GROUPS>::ALLOCATED, 1)
         if (lane == 0) produce<S>(a, q, q_full, k_full, v_full, empty, head, n, g);
         return;
     }
-    const int group = warp / 4, n_tiles = (a.keys + S::KEYS - 1) / S::KEYS;
+    const int group = warp / 4, n_tiles = cu_ceil_div(a.keys, S::KEYS);
     float s[S::KEYS / 2], out[D / 2], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 #pragma unroll
     for (int v = 0; v < D / 2; v++) out[v] = 0;
+    const uint64_t q_at = cu_operand(q + group * 64 * CU_CHUNK_BYTES), k_at = cu_operand(q + S::Q_BYTES),
+                   v_at = cu_values_operand(q + S::Q_BYTES + S::TILE, S::CHUNK);
     barrier_wait(q_full, 0);
-    for (int i = 0; i < n_tiles; i++) {
-        const int at = i % S::STAGES, parity = i / S::STAGES & 1;
-        const uint32_t k = q + S::Q_BYTES + at * 2 * S::TILE, v = k + S::TILE;
-#pragma unroll
-        for (int j = 0; j < S::KEYS / 2; j++) s[j] = 0;
-        barrier_wait(k_full + at * 8, parity);
-        sums_pin(s);
-        sums_begin();
-#pragma unroll
-        for (int step = 0; step < (D + 15) / 16; step++)
-            multiplier<S::KEYS>::add(
-                s, cu_operand(q + step / 4 * S::Q_CHUNK + group * 64 * CU_CHUNK_BYTES) + 2 * (step % 4),
-                cu_operand(k + step / 4 * S::CHUNK) + 2 * (step % 4));
-        sums_commit();
+    barrier_wait(k_full, 0);
+    begin_scores<S, D>(s, q_at, k_at);
+    for (int i = 0, at = 0, parity = 0; i < n_tiles; i++) {
         sums_wait<0>();
         sums_pin(s);
         if ((i + 1) * S::KEYS > a.keys)
@@ -176,16 +205,22 @@ __global__ void __launch_bounds__(shape<D, GROUPS>::ALLOCATED, 1)
         for (int j = 0; j < S::KEYS / 16; j++)
 #pragma unroll
             for (int x = 0; x < 4; x++) p[j][x] = pack(s[8 * j + 2 * x], s[8 * j + 2 * x + 1]);
+        const uint64_t v = further(v_at, at * 2 * S::TILE);
         barrier_wait(v_full + at * 8, parity);
         sums_pin(out);
         sums_begin();
 #pragma unroll
-        for (int j = 0; j < S::KEYS / 16; j++)
-            value_multiplier<D>::add(out, p[j], values_at<S>(v + j * 16 * CU_CHUNK_BYTES));
+        for (int j = 0; j < S::KEYS / 16; j++) value_multiplier<D>::add(out, p[j], further(v, j * 16 * CU_CHUNK_BYTES));
         sums_commit();
-        sums_wait<0>();
+        const uint32_t used = empty + at * 8;
+        if (++at == S::STAGES) at = 0, parity ^= 1;
+        if (i + 1 < n_tiles) { /* the next scores come right behind, where the last ones were */
+            barrier_wait(k_full + at * 8, parity);
+            begin_scores<S, D>(s, q_at, further(k_at, at * 2 * S::TILE));
+            sums_wait<1>();
+        } else sums_wait<0>();
         sums_pin(out);
-        if (lane == 0) barrier_arrive(empty + at * 8);
+        if (lane == 0) barrier_arrive(used);
     }
     store_rows<S, D>(a, out, sum, shared_bytes + (q - unaligned), group, head, n, g);
 #endif
@@ -193,43 +228,57 @@ __global__ void __launch_bounds__(shape<D, GROUPS>::ALLOCATED, 1)
 
 /* ---- launching */
 
-/* [g][n][row][head][channel], boxes of 64 channels of a head and `rows` rows; an axis of stride 0 has one element */
-bool encode_heads(encoder make, CUtensorMap *map, const cu_view &v, int heads, int rows) {
-    const cuuint64_t d = v.c / heads, row = 2 * v.sw, all = row * v.w, n = v.sn ? v.n : 1, g = v.sg ? v.g : 1,
-                     sn = v.sn ? 2 * v.sn : all, sg = v.sg ? 2 * v.sg : sn * n;
-    const cuuint64_t dims[5] = {d, static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(v.w), n, g},
-                     strides[4] = {2 * d, row, sn, sg};
+/* Boxes of 64 channels of a head and `rows` rows. */
+bool encode_heads(encoder make, tensor *t, const cu_view &v, int heads, int rows) {
+    const cu_heads h = cu_heads_of(&v, heads);
+    cuuint64_t dims[5], strides[4];
+    for (int i = 0; i < 5; i++) dims[i] = h.dims[i];
+    for (int i = 0; i < 4; i++) strides[i] = 2 * h.strides[i + 1];
     const cuuint32_t box[5] = {CU_CHUNK, 1, static_cast<cuuint32_t>(rows), 1, 1}, every[5] = {1, 1, 1, 1, 1};
-    return encode(make, map, v.p, 5, dims, strides, box, every);
+    t->n_step = h.n_step, t->g_step = h.g_step;
+    return encode(make, &t->map, v.p, 5, dims, strides, box, every);
 }
 
-template <int D, int GROUPS> cudaError_t launch(cu_order order, const cu_attention_args &a, void *encode_map) {
+template <int D, int GROUPS>
+cudaError_t launch(cu_order order, const cu_attention_args *of, int members, void *encode_map) {
     typedef shape<D, GROUPS> S;
     const encoder make = reinterpret_cast<encoder>(encode_map);
-    attention_args args = {};
-    if (!encode_heads(make, &args.q, a.q, a.heads, S::QUERIES) || !encode_heads(make, &args.k, a.k, a.heads, S::KEYS) ||
-        !encode_heads(make, &args.v, a.v, a.heads, S::KEYS))
-        return cudaErrorInvalidValue;
-    args.out = a.out;
-    args.queries = a.q.w;
-    args.keys = a.k.w;
-    args.k_n = a.k.sn != 0, args.k_g = a.k.sg != 0, args.v_n = a.v.sn != 0, args.v_g = a.v.sg != 0;
-    args.factor = a.scale * 1.4426950408889634f;
-    void (*kernel)(const attention_args) = attention_kernel<D, GROUPS>;
+    const cu_attention_args &a = of[0];
+    launch_args args = {};
+    for (int i = 0; i < members; i++) {
+        attention_args &m = args.of[i];
+        if (!encode_heads(make, &m.q, of[i].q, a.heads, S::QUERIES) ||
+            !encode_heads(make, &m.k, of[i].k, a.heads, S::KEYS) || !encode_heads(make, &m.v, of[i].v, a.heads, S::KEYS))
+            return cudaErrorInvalidValue;
+        m.out = of[i].out;
+        m.queries = a.q.w;
+        m.keys = a.k.w;
+        m.factor = of[i].scale * 1.4426950408889634f;
+    }
+    void (*kernel)(const launch_args) = attention_kernel<D, GROUPS>;
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES);
     if (e != cudaSuccess) return e;
-    return start(order, kernel, dim3(cu_ceil_div(a.q.w, S::QUERIES), a.heads, a.out.g * a.out.n), S::THREADS, S::BYTES,
-                 args);
+    /* no more memory than there are tiles: another block, of the next launch too, may have the rest */
+    const int tiles = cu_ceil_div(a.k.w, S::KEYS),
+              bytes = S::BYTES - (tiles < S::STAGES ? S::STAGES - tiles : 0) * 2 * S::TILE;
+    return start(order, kernel, dim3(cu_ceil_div(a.q.w, S::QUERIES), a.heads, members * a.out.g * a.out.n),
+                 S::THREADS, bytes, args);
 }
 
 } // namespace
 
-/* Many queries a block where there are enough blocks all the same. */
-cudaError_t cu_wgmma_attention(cu_order order, const cu_attention_args *a, void *encode_map) {
-    const int d = a->q.c / a->heads, all = a->heads * a->out.g * a->out.n;
-    if (d == 40 && cu_ceil_div(a->q.w, 192) * all >= 64) return launch<40, 3>(order, *a, encode_map);
-    if (d == 40) return launch<40, 1>(order, *a, encode_map);
-    if (d == 80 && cu_ceil_div(a->q.w, 128) * all >= 64) return launch<80, 2>(order, *a, encode_map);
-    if (d == 80) return launch<80, 1>(order, *a, encode_map);
-    return launch<160, 1>(order, *a, encode_map);
+cudaError_t cu_wgmma_attention(cu_order order, const cu_attention_args *a, int32_t members, int32_t n_sm,
+                               void *encode_map) {
+    const int d = a->q.c / a->heads,
+              groups = cu_attention_groups(a->q.w, members * a->heads * a->out.g * a->out.n, d, n_sm);
+    if (members > CU_MAX_MEMBERS) return cudaErrorInvalidValue;
+    switch (d + groups) {
+    case 40 + 1: return launch<40, 1>(order, a, members, encode_map);
+    case 40 + 2: return launch<40, 2>(order, a, members, encode_map);
+    case 40 + 3: return launch<40, 3>(order, a, members, encode_map);
+    case 80 + 1: return launch<80, 1>(order, a, members, encode_map);
+    case 80 + 2: return launch<80, 2>(order, a, members, encode_map);
+    case 160 + 1: return launch<160, 1>(order, a, members, encode_map);
+    default: return cudaErrorInvalidValue;
+    }
 }

@@ -22,7 +22,8 @@ enum {
     LW_TAKES_SHORTCUT = 1 << 6,
     LW_TAKES_ALL = 0xffff,
     LW_TAKES_MEMBERS = 1 << 16, /* all members in one launch */
-    LW_TAKES_ROUNDING = 1 << 17 /* rounds below the activations' type; not for an exact program */
+    LW_TAKES_ROUNDING = 1 << 17, /* rounds below the activations' type; not for an exact program */
+    LW_TAKES_STATS = 1 << 18     /* apply: makes a group norm's statistics itself; those nobody reads are not made */
 };
 
 /* Addresses of a running plan: view -> pointer. */
@@ -49,6 +50,9 @@ typedef struct lw_form {
 
 /* Registers the need for a pack; filled later, once, by lw_params_fill. The index stays valid as long as the params. */
 lw_status lw_pack_request(lw_params *params, lw_param p, const lw_form *form, int32_t *index, lw_error *err);
+/* For a tactic that takes a layer norm into its weights [o][i]: [o][i + 1], w gamma by columns, and behind each row its
+ * product with beta. */
+lw_status lw_param_fold(lw_params *params, lw_param w, lw_param gamma, lw_param beta, lw_param *out, lw_error *err);
 /* Device address of a filled pack. */
 const void *lw_pack_data(const lw_params *params, int32_t index);
 /* Plain fp32 [O][I][kh][kw], for vectors (bias, gamma): shared by all tactics of the host. */
@@ -107,6 +111,8 @@ struct lw_behind {
     lw_status (*replay)(lw_backend *backend, void *graph, lw_error *err);
     void (*free_graph)(lw_backend *backend, void *graph);
     uint64_t (*free_bytes)(lw_backend *backend); /* of device memory now */
+    /* For profilers: what is queued from here on belongs to this program or op; NULL ends the last that began. */
+    void (*range)(lw_backend *backend, const char *name);
 };
 
 /* The same for any backend: a copy at once, no mark, where it is not behind. */
@@ -116,6 +122,9 @@ lw_status lw_fetch(lw_backend *backend, void *host, const void *src, size_t byte
 lw_status lw_mark(lw_backend *backend, void **mark, lw_error *err);
 lw_status lw_wait(lw_backend *backend, void *mark, lw_error *err);
 void lw_free_mark(lw_backend *backend, void *mark);
+
+/* Whether some tactic takes several members: programs are then worth zipping (pass.h). */
+bool lw_takes_members(const lw_backend *backend);
 
 /* ---- params */
 lw_status lw_params_new(lw_params **out, const lw_tensor_source *source, lw_error *err);

@@ -7,12 +7,12 @@
 #include <stdio.h>
 #include <string.h>
 
-typedef enum node_kind { NODE_TAKE, NODE_CONCAT, NODE_PAD, NODE_SCALE } node_kind;
+typedef enum node_kind { NODE_TAKE, NODE_CONCAT, NODE_PAD, NODE_SCALE, NODE_FOLD } node_kind;
 
 typedef struct node {
     node_kind kind;
     int32_t n_parts;
-    int32_t *parts; /* CONCAT, PAD, SCALE */
+    int32_t *parts; /* CONCAT, PAD, SCALE; FOLD: weights, gamma, beta */
     char *key;      /* TAKE: the tensor's name; else the expression in text: "cat(a,b)" */
     int64_t dims[4];
     double factor; /* SCALE */
@@ -167,6 +167,24 @@ lw_param lw_rec_scale(lw_program *p, lw_param w, double factor) {
     return intern_locked(p, &n);
 }
 
+lw_status lw_param_fold(lw_params *params, lw_param w, lw_param gamma, lw_param beta, lw_param *out, lw_error *err) {
+    int32_t ids[3] = {w.id, gamma.id, beta.id};
+    const node *of = node_at(params, w.id);
+    char key[1024];
+    node n = {.kind = NODE_FOLD, .n_parts = 3, .parts = ids, .key = key, .dims = {of->dims[0], of->dims[1] + 1, 1, 1}};
+    if (snprintf(key, sizeof key, "fold(%s,%s,%s)", of->key, node_at(params, gamma.id)->key,
+                 node_at(params, beta.id)->key) >= (int)sizeof key)
+        return lw_fail(err, LW_EINTERNAL, "parameters: name of %s is too long", of->key);
+    for (int k = 1; k < 3; k++)
+        if (node_at(params, ids[k])->dims[0] != of->dims[1] || of->dims[2] != 1 || of->dims[3] != 1)
+            return lw_fail(err, LW_EINTERNAL, "parameters: %s has columns that %s does not fit", of->key,
+                           node_at(params, ids[k])->key);
+    pthread_mutex_lock(&params->lock);
+    out->id = intern(params, &n);
+    pthread_mutex_unlock(&params->lock);
+    return out->id < 0 ? lw_fail(err, LW_ENOMEM, "parameters: no memory for %s", key) : LW_OK;
+}
+
 void lw_param_dims(const lw_params *params, lw_param p, int64_t dims[4]) {
     memcpy(dims, node_at(params, p.id)->dims, 4 * sizeof *dims);
 }
@@ -220,12 +238,37 @@ static lw_status eval_pad(const lw_params *params, const node *n, int64_t row, i
     return LW_OK;
 }
 
+/* The columns of w times gamma, and w . beta behind them. */
+static lw_status eval_fold(const lw_params *params, const node *n, int64_t row, int64_t rows, float *dst,
+                           lw_error *err) {
+    const size_t wide = (size_t)n->dims[1], narrow = wide - 1;
+    float *gamma = lw_alloc(2 * narrow, sizeof *gamma), *beta = gamma + narrow, *inner = dst + rows;
+    if (!gamma) return lw_fail(err, LW_ENOMEM, "parameter %s: no memory for %zu values", n->key, 2 * narrow);
+    lw_status status = LW_OK;
+    LW_GO(eval_rows(params, n->parts[1], 0, (int64_t)narrow, gamma, err));
+    LW_GO(eval_rows(params, n->parts[2], 0, (int64_t)narrow, beta, err));
+    LW_GO(eval_rows(params, n->parts[0], row, rows, inner, err));
+    for (size_t o = 0; o < (size_t)rows; o++) { /* forward, as in eval_pad */
+        double offset = 0;
+        for (size_t i = 0; i < narrow; i++) {
+            float w = inner[o * narrow + i];
+            offset += (double)w * beta[i];
+            dst[o * wide + i] = w * gamma[i];
+        }
+        dst[o * wide + narrow] = (float)offset;
+    }
+out:
+    lw_free(gamma);
+    return status;
+}
+
 static lw_status eval_rows(const lw_params *params, int32_t id, int64_t row, int64_t n, float *dst, lw_error *err) {
     const node *of = node_at(params, id);
     switch (of->kind) {
     case NODE_TAKE: return params->source.read(params->source.user, of->key, row, n, dst, err);
     case NODE_CONCAT: return eval_concat(params, of, row, n, dst, err);
     case NODE_PAD: return eval_pad(params, of, row, n, dst, err);
+    case NODE_FOLD: return eval_fold(params, of, row, n, dst, err);
     case NODE_SCALE:
         LW_TRY(eval_rows(params, of->parts[0], row, n, dst, err));
         for (size_t i = 0; i < (size_t)n * row_values(of); i++) dst[i] = (float)((double)dst[i] * of->factor);

@@ -2,7 +2,7 @@
  * Planning: a recorded program becomes a list of single launches with tactics, workspaces and addresses.
  *
  *   lower   each op gets the tactic that was chosen for it by tuning, else the first that supports it; what the tactic
- *           does not take is split off into apply and combine ops
+ *           does not take is split off into apply and combine ops; statistics that no tactic reads are left out
  *   place   each temporary gets an offset: largest first, at the lowest place free over its whole life
  *   run     walks the list; nothing is allocated and nothing decided */
 #include "ops/backend.h"
@@ -211,17 +211,19 @@ static bool takes_all_fields(const lw_plan *plan, const lw_tactic *t, const lw_o
 static bool can_run(const lw_plan *plan, const lw_tactic *t, const lw_op *op) {
     if (t->kind != op->kind) return false;
     if (plan->program->exact && t->takes & LW_TAKES_ROUNDING) return false;
+    if (plan->options.unfused && t->takes & LW_TAKES_STATS) return false;
     if (op->n_member > 1 && (!(t->takes & LW_TAKES_MEMBERS) ||
                              (!takes_all_fields(plan, t, op) && !split_alike(takes(plan, t), op))))
         return false;
     return t->supports(plan->backend, plan->program->params, op);
 }
 
-/* What tuning chose, else the first by the backend's order; NULL: none. */
+/* What tuning chose, else the first by the backend's order; NULL: none, or each member by itself. */
 static const lw_tactic *choose(const lw_plan *plan, const lw_op *op) {
     const lw_backend *b = plan->backend;
     lw_choice choice;
     bool chosen = plan->options.choices && lw_choices_get(plan->options.choices, lw_op_signature(plan->program->params, op), &choice);
+    if (chosen && op->n_member > 1 && !strcmp(choice.tactic, LW_APART)) return NULL;
     for (int32_t i = 0; chosen && i < b->n_tactics; i++)
         if (!strcmp(b->tactics[i]->name, choice.tactic) && can_run(plan, b->tactics[i], op)) return b->tactics[i];
     for (int32_t i = 0; i < b->n_tactics; i++)
@@ -302,6 +304,16 @@ static lw_status lower_unfused(lw_plan *plan, const lw_op *op, bool *lowered, lw
     return LW_OK;
 }
 
+/* For a tactic that makes the statistics itself: without those that were recorded. */
+static lw_status add_without_stats(lw_plan *plan, const lw_op *op, const lw_tactic *t, lw_error *err) {
+    lw_op apply;
+    lw_args *m = new_args(plan, &apply, op->kind, op->name, op->n_member);
+    if (!m) return no_memory(plan, err);
+    memcpy(m, op->m, (size_t)op->n_member * sizeof *m);
+    for (int32_t k = 0; k < op->n_member; k++) m[k].apply.in.norm.stats_a = m[k].apply.in.norm.stats_b = LW_NO_VIEW;
+    return add_step(plan, &apply, t, err);
+}
+
 static lw_status lower(lw_plan *plan, const lw_op *op, lw_error *err) {
     if (plan->options.unfused) {
         if (op->n_member > 1) return lower_apart(plan, op, err);
@@ -310,10 +322,40 @@ static lw_status lower(lw_plan *plan, const lw_op *op, lw_error *err) {
         if (lowered) return LW_OK;
     }
     const lw_tactic *t = choose(plan, op);
+    if (t && t->takes & LW_TAKES_STATS) return add_without_stats(plan, op, t, err);
     if (t) return takes_all_fields(plan, t, op) ? add_step(plan, op, t, err) : lower_product(plan, op, t, err);
     if (op->n_member > 1) return lower_apart(plan, op, err);
     return lw_fail(err, LW_EINTERNAL, "op %s (%s): backend %s has no tactic for it", op->name, lw_op_name(op->kind),
                    plan->backend->name);
+}
+
+static void note_read(void *user, lw_view *v, bool written) {
+    if (!written && lw_view_is(*v)) ((bool *)user)[v->buf] = true;
+}
+
+static bool is_needed(const lw_plan *plan, const lw_op *op, const bool *read) {
+    if (op->kind != LW_OP_NORM_STATS) return true;
+    for (int32_t k = 0; k < op->n_member; k++) {
+        int32_t buf = op->m[k].norm_stats.out.buf;
+        if (read[buf] || plan->lowered->buffers[buf].kind != LW_BUFFER_TEMP) return true;
+    }
+    return false;
+}
+
+/* Statistics that no tactic reads. */
+static lw_status drop_unread(lw_plan *plan, lw_error *err) {
+    bool *read = lw_alloc((size_t)plan->lowered->n_buffers + 1, sizeof *read);
+    if (!read) return no_memory(plan, err);
+    for (int32_t i = 0; i < plan->n_steps; i++) {
+        lw_op *op = &plan->steps[i].op;
+        for (int32_t k = 0; k < op->n_member; k++) lw_op_views(op->kind, &op->m[k], note_read, read);
+    }
+    int32_t n = 0;
+    for (int32_t i = 0; i < plan->n_steps; i++)
+        if (is_needed(plan, &plan->steps[i].op, read)) plan->steps[n++] = plan->steps[i];
+    plan->n_steps = n;
+    lw_free(read);
+    return LW_OK;
 }
 
 /* ---- placing */
@@ -437,6 +479,7 @@ lw_status lw_plan_make_with(lw_plan **out, lw_backend *backend, const lw_plan_op
         status = lw_fail(err, plan->lowered->status, "%s", plan->lowered->error.message);
         goto out;
     }
+    LW_GO(drop_unread(plan, err));
     for (int32_t i = 0; i < plan->n_steps; i++) {
         step *s = &plan->steps[i];
         LW_GO(s->tactic->prepare(backend, program->params, &s->op, &s->state, &s->workspace_bytes, err));
@@ -500,10 +543,17 @@ void lw_plan_bind_temp(lw_plan *plan, void *temp) {
 
 /* ---- running */
 
+static void range(const lw_plan *plan, const char *name) {
+    if (plan->backend->behind) plan->backend->behind->range(plan->backend, name);
+}
+
 static lw_status run_step(lw_plan *plan, step *s, void *queue, lw_error *err) {
     lw_run run = {
         .bases = plan->bases, .workspace = s->workspace < 0 ? NULL : plan->bases[s->workspace], .queue = queue};
-    return s->tactic->run(plan->backend, plan->program->params, &s->op, s->state, &run, err);
+    range(plan, s->op.name);
+    lw_status status = s->tactic->run(plan->backend, plan->program->params, &s->op, s->state, &run, err);
+    range(plan, NULL);
+    return status;
 }
 
 /* Runs all ops into a graph; marks, where given, holds n_steps + 1 marks: before each op and after the last. */
@@ -520,7 +570,7 @@ static lw_status capture(lw_plan *plan, void **marks, void **graph, lw_error *er
     return status == LW_OK ? ended : status;
 }
 
-lw_status lw_plan_run(lw_plan *plan, lw_error *err) {
+static lw_status run_or_replay(lw_plan *plan, lw_error *err) {
     if (plan->backend->behind && !plan->options.no_graph && plan->n_runs > 0) {
         if (!plan->graph) LW_TRY(capture(plan, NULL, &plan->graph, err));
         return plan->backend->behind->replay(plan->backend, plan->graph, err);
@@ -528,6 +578,13 @@ lw_status lw_plan_run(lw_plan *plan, lw_error *err) {
     for (int32_t i = 0; i < plan->n_steps; i++) LW_TRY(run_step(plan, &plan->steps[i], NULL, err));
     plan->n_runs++;
     return LW_OK;
+}
+
+lw_status lw_plan_run(lw_plan *plan, lw_error *err) {
+    range(plan, plan->program->name);
+    lw_status status = run_or_replay(plan, err);
+    range(plan, NULL);
+    return status;
 }
 
 /* On a device: one graph with a mark between ops, so that no gap of the host's is timed with them. */
@@ -588,6 +645,12 @@ lw_status lw_wait(lw_backend *b, void *mark, lw_error *err) {
 
 void lw_free_mark(lw_backend *b, void *mark) {
     if (b->behind && mark) b->behind->free_mark(b, mark);
+}
+
+bool lw_takes_members(const lw_backend *b) {
+    bool takes = false;
+    for (int32_t i = 0; i < b->n_tactics; i++) takes |= (b->tactics[i]->takes & LW_TAKES_MEMBERS) != 0;
+    return takes;
 }
 
 int32_t lw_plan_n_ops(const lw_plan *plan) { return plan->n_steps; }

@@ -14,7 +14,7 @@ enum {
     MAX_COPIES = 4,
     MAX_DEVICE_COPIES = 64,
     WARM_DEVICE_COPIES = 16,
-    MAX_BUFFERS = 16,
+    MAX_BUFFERS = 64,
     MIN_ROUNDS = 3,
     STALE_ROUNDS = 25
 };
@@ -42,13 +42,19 @@ static bool is_reference(const lw_tactic *t) {
     return n > 4 && !strcmp(t->name + n - 4, "_ref");
 }
 
+/* The choice of an op whose members are better off one by one. */
+static const lw_tactic apart = {.name = LW_APART};
+
 static int32_t candidates(const lw_backend *b, const lw_params *params, const lw_op *op,
                           const lw_tactic *out[MAX_TACTICS]) {
     int32_t n = 0;
     for (int32_t i = 0; i < b->n_tactics && n < MAX_TACTICS; i++) {
         const lw_tactic *t = b->tactics[i];
-        if (t->kind == op->kind && !is_reference(t) && t->supports(b, params, op)) out[n++] = t;
+        if (t->kind != op->kind || is_reference(t) || !t->supports(b, params, op)) continue;
+        if (t->takes & LW_TAKES_STATS) return 0; /* what it spares is not timed with it */
+        if (op->n_member == 1 || t->takes & LW_TAKES_MEMBERS) out[n++] = t;
     }
+    if (op->n_member > 1 && n > 0 && n < MAX_TACTICS) out[n++] = &apart;
     return n;
 }
 
@@ -62,7 +68,6 @@ static lw_status collect(const lw_backend *b, const lw_program *const *programs,
         for (int32_t k = 0; k < programs[i]->n_ops; k++) {
             const lw_op *op = &programs[i]->ops[k];
             const lw_tactic *tactics[MAX_TACTICS];
-            if (op->n_member != 1) continue;
             uint64_t signature = lw_op_signature(programs[i]->params, op);
             int32_t at = 0;
             while (at < n && all[at].signature != signature) at++;
@@ -168,7 +173,7 @@ static int32_t count_copies(const lw_backend *b, const found *f) {
     if (f->op->kind != LW_OP_CONV2D && f->op->kind != LW_OP_LINEAR) /* no weights; some, for a launch's own time */
         return b->behind ? WARM_DEVICE_COPIES : 1;
     lw_param_dims(f->program->params, f->op->m->product.w, d);
-    double bytes = (double)(d[0] * d[1] * d[2] * d[3]) * (double)lw_dtype_bytes(b->act),
+    double bytes = (double)(d[0] * d[1] * d[2] * d[3] * f->op->n_member) * (double)lw_dtype_bytes(b->act),
            flop = lw_op_cost(f->program->params, f->op).flop, most_flop = b->behind ? device_copies_flop : copies_flop;
     int64_t cache = b->cache_bytes;
 #ifdef _SC_LEVEL3_CACHE_SIZE
@@ -188,11 +193,18 @@ static lw_status record(rig *r, lw_error *err) {
     if (!r->program) return lw_fail(err, LW_ENOMEM, "tuning: no memory for op %s", f->op->name);
     r->copies = count_copies(r->backend, f);
     for (int32_t c = 0; c < r->copies; c++) {
-        lw_args *m = lw_rec_op(r->program, f->op->kind, f->op->name);
+        lw_rec_op(r->program, f->op->kind, f->op->name);
+        lw_args *m = lw_arena_alloc(r->program->arena, (size_t)f->op->n_member, sizeof *m);
+        if (!m) lw_program_no_memory(r->program);
         if (r->program->status != LW_OK) break;
-        *m = f->op->m[0];
-        lw_op_views(f->op->kind, m, move_view, r);
-        move_params(r, c, f->op->kind, m);
+        lw_op *op = &r->program->ops[r->program->n_ops - 1];
+        op->m = m;
+        op->n_member = f->op->n_member;
+        for (int32_t k = 0; k < op->n_member; k++) {
+            m[k] = f->op->m[k];
+            lw_op_views(op->kind, &m[k], move_view, r);
+            move_params(r, c, op->kind, &m[k]);
+        }
     }
     if (r->program->status != LW_OK) return lw_fail(err, r->program->status, "%s", r->program->error.message);
     return LW_OK;

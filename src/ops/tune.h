@@ -16,6 +16,7 @@ enum { LW_OP_TEXT = 96 };
 void lw_op_describe(const lw_op *op, char text[LW_OP_TEXT]);
 
 enum { LW_TACTIC_NAME = 48 };
+#define LW_APART "apart" /* in place of a tactic: each member is an op of its own, chosen as one */
 typedef struct lw_choice {
     uint64_t signature;
     char tactic[LW_TACTIC_NAME];

@@ -806,8 +806,7 @@ lw_status lw_session_open(lw_session **out, lw_engine *engine, lw_error *err) {
     atomic_fetch_add(&engine->refs, 1);
     s->engine = engine;
     s->params = engine->params;
-    for (int32_t i = 0; i < engine->backend->n_tactics; i++)
-        s->zip |= (engine->backend->tactics[i]->takes & LW_TAKES_MEMBERS) != 0;
+    s->zip = lw_takes_members(engine->backend);
     *out = s;
     return LW_OK;
 }

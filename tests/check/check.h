@@ -53,6 +53,7 @@ typedef struct ck_list {
     ck_case *at;
     int32_t n, cap;
     int32_t duplicates, too_large, broken;
+    bool gpu; /* the backend is a GPU's: with the cases that the host's are spared */
     double flop_cap;
     int64_t param_cap; /* values */
     uint64_t seed;
@@ -165,7 +166,7 @@ typedef struct ck_worst {
     const char *tactic;
     lw_dtype dtype;
     int64_t cases, failed;
-    double nmse, bound, max_share;     /* max_share: largest error over what is allowed (half types) */
+    double nmse, bound, max_share; /* max_share: largest error over what is allowed (half types) */
     char shape[224];
     ck_regime regime;
 } ck_worst;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Cases of attention: head sizes of SD1.5 (40, 80, 160, 512 in the VAE) and of the demo model, odd lengths around tiles
- * of keys, the causal mask, keys and values shared between samples or guidance passes and cut out of one product. */
+ * of keys, the causal mask, queries, keys and values shared between samples or guidance passes and cut out of one
+ * product. */
 #include "check.h"
 
 #include <math.h>
@@ -8,8 +9,8 @@
 typedef struct attention {
     int32_t g, n, q, k, heads, d;
     bool causal;
-    int32_t kv_how, v_how; /* v_how: where v differs from kv_how */
-    bool one_buffer;       /* q, k and v are slices of one product */
+    int32_t q_how, kv_how, v_how; /* v_how: where v differs from kv_how */
+    bool one_buffer;              /* q, k and v are slices of one product */
     uint32_t regimes;
 } attention;
 
@@ -24,7 +25,7 @@ static void add(ck_list *list, lw_dtype dtype, const attention *d, const char *f
         lw_view all = ck_view(&c, dtype, d->g, d->n, 1, d->q, 3 * ch, 0);
         a->q = slice(&all, 0, ch), a->k = slice(&all, 1, ch), a->v = slice(&all, 2, ch);
     } else {
-        a->q = ck_view(&c, dtype, d->g, d->n, 1, d->q, ch, 0);
+        a->q = ck_view(&c, dtype, d->g, d->n, 1, d->q, ch, d->q_how);
         a->k = ck_view(&c, dtype, d->g, d->n, 1, d->k, ch, d->kv_how);
         a->v = ck_view(&c, dtype, d->g, d->n, 1, d->k, ch, d->kv_how ^ d->v_how);
     }
@@ -61,15 +62,47 @@ static const attention cases[] = {
     {2, 3, 9, 19, 2, 40, .kv_how = CK_SHARED_N, .v_how = CK_SHARED_N},
     {2, 3, 9, 19, 2, 40, .kv_how = CK_SHARED_G, .v_how = CK_SHARED_G},
     {2, 2, 9, 77, 2, 40, .kv_how = CK_SLICE},
+    {2, 3, 9, 77, 2, 40, .q_how = CK_SHARED_G},
+    {2, 3, 9, 77, 2, 80, .q_how = CK_SHARED_N | CK_SLICE},
+    {2, 2, 9, 77, 1, 160, .q_how = CK_SHARED_G | CK_SHARED_N, .kv_how = CK_SLICE},
     {1, 1, 512, 77, 1, 8, .causal = false},
     {1, 1, 15, 512, 2, 20, .causal = false},
     {1, 1, 15, 513, 2, 20, .causal = false},
+};
+
+/* The attention of SD1.5's step at 256x384 pixels: across, with the first of it shared between guidance passes, and to
+ * itself; many queries with few and with cut tiles of keys, so that a GPU's blocks are as many and as large as there.
+ * Too slow for the host's references but where a GPU's kernels depend on it. */
+static const attention gpu_cases[] = {
+    {2, 1, 1536, 77, 8, 40, .q_how = CK_SHARED_G, .kv_how = CK_SLICE},
+    {2, 1, 1536, 77, 8, 40, .kv_how = CK_SLICE},
+    {1, 1, 1536, 77, 8, 40, .kv_how = CK_SLICE},
+    {2, 1, 384, 77, 8, 80, .kv_how = CK_SLICE},
+    {1, 1, 384, 77, 8, 80, .kv_how = CK_SLICE},
+    {2, 1, 96, 77, 8, 160, .kv_how = CK_SLICE},
+    {1, 1, 96, 77, 8, 160, .kv_how = CK_SLICE},
+    {2, 1, 24, 77, 8, 160, .kv_how = CK_SLICE},
+    {1, 1, 24, 77, 8, 160, .kv_how = CK_SLICE},
+    {1, 1, 1536, 1536, 1, 40, .one_buffer = true},
+    {2, 1, 1536, 130, 8, 40, .kv_how = CK_SLICE},
+    {1, 1, 1536, 130, 8, 40, .kv_how = CK_SLICE},
+    {2, 1, 384, 384, 8, 80, .one_buffer = true},
+    {2, 1, 600, 130, 8, 80, .kv_how = CK_SLICE},
+    {2, 1, 96, 96, 8, 160, .one_buffer = true},
+    {2, 1, 24, 24, 8, 160, .one_buffer = true},
+    {1, 1, 70, 1000, 2, 80, .kv_how = CK_SLICE},
+    {1, 1, 70, 1000, 2, 160, .kv_how = CK_SLICE},
 };
 
 static void list_cases(ck_list *list, lw_dtype dtype, int32_t chance) {
     static const int32_t sizes[] = {4, 8, 12, 16, 24, 32, 40, 64, 80, 160};
     ck_rng rng = {ck_hash("attention", list->seed)};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) add(list, dtype, &cases[i], "list");
+    const double cap = list->flop_cap;
+    list->flop_cap = INFINITY;
+    for (size_t i = 0; i < sizeof gpu_cases / sizeof *gpu_cases && list->gpu && dtype == LW_F16; i++)
+        add(list, dtype, &gpu_cases[i], "step");
+    list->flop_cap = cap;
     for (int32_t i = 0; i < chance; i++) {
         attention d = {.g = 1 + ck_below(&rng, 2),
                        .n = 1 + ck_below(&rng, 2),
@@ -81,6 +114,7 @@ static void list_cases(ck_list *list, lw_dtype dtype, int32_t chance) {
         if (d.causal) d.k = d.q;
         d.heads *= d.d % 8 ? 2 : 1; /* views begin at 16 bytes whatever the type */
         d.kv_how = ck_below(&rng, 8);
+        d.q_how = ck_below(&rng, 8) & ~(ck_below(&rng, 2) ? 0 : 7);
         d.regimes = CK_IN(ck_below(&rng, CK_CONSTANT)) | CK_IN(CK_EQUAL) | CK_IN(CK_EXTREME);
         add(list, dtype, &d, "chance");
     }

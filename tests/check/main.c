@@ -20,9 +20,9 @@ static const ck_op *const ops[] = {
 const ck_op *ck_op_of(lw_op_kind kind) { return ops[kind]; }
 
 typedef struct options {
-    bool all, bench, verbose, cuda, overlap, no_wgmma, wgmma_attention;
+    bool all, bench, verbose, cuda, no_overlap;
     lw_precision precision;
-    const char *op, *tactic, *shape, *model;
+    const char *op, *tactic, *shape, *model, *without;
     uint64_t seed;
     int32_t repeat, chance;
     double cap; /* GFLOP */
@@ -36,9 +36,8 @@ static const char usage[] =
     "  --bench          times instead of checks, as TSV\n"
     "  --backend NAME   cpu (default) or cuda\n"
     "  --precision NAME of cpu: fp32 (default) or bf16; exit 77 where the CPU cannot\n"
-    "  --overlap        of cuda: launches begin while the one before ends\n"
-    "  --no-wgmma       of cuda: without the Hopper products\n"
-    "  --wgmma-attention  of cuda: with the Hopper attention\n"
+    "  --no-overlap     of cuda: no launch begins while the one before ends\n"
+    "  --without TEXT   of cuda: without tactics whose name has it; several with commas\n"
     "  --op NAME        only this op, \"conv2d\"\n"
     "  --tactic TEXT    only tactics whose name contains TEXT\n"
     "  --shape TEXT     only shapes that contain TEXT, as they are printed\n"
@@ -56,9 +55,7 @@ static bool parse(int argc, char **argv, options *o) {
         if (!strcmp(flag, "--all")) o->all = true;
         else if (!strcmp(flag, "--bench")) o->bench = true;
         else if (!strcmp(flag, "--verbose")) o->verbose = true;
-        else if (!strcmp(flag, "--overlap")) o->overlap = true;
-        else if (!strcmp(flag, "--no-wgmma")) o->no_wgmma = true;
-        else if (!strcmp(flag, "--wgmma-attention")) o->wgmma_attention = true;
+        else if (!strcmp(flag, "--no-overlap")) o->no_overlap = true;
         else if (!value) return false;
         else {
             i++;
@@ -67,6 +64,7 @@ static bool parse(int argc, char **argv, options *o) {
             else if (!strcmp(flag, "--precision")) {
                 if (lw_precision_from_name(value, &o->precision, NULL) != LW_OK) return false;
             } else if (!strcmp(flag, "--op")) o->op = value;
+            else if (!strcmp(flag, "--without")) o->without = value;
             else if (!strcmp(flag, "--tactic")) o->tactic = value;
             else if (!strcmp(flag, "--shape")) o->shape = value;
             else if (!strcmp(flag, "--model")) o->model = value;
@@ -86,9 +84,7 @@ static lw_status open_backends(const options *o, ck_machine *m, lw_error *err) {
     LW_TRY(lw_cpu_open(&m->reference, &(lw_cpu_params){.references_only = true}, err));
     if (!o->cuda) return lw_cpu_open(&m->backend, &(lw_cpu_params){.precision = o->precision}, err);
 #ifdef LW_HAVE_CUDA
-    return lw_cuda_open(
-        &m->backend,
-        &(lw_cuda_params){.overlap = o->overlap, .no_wgmma = o->no_wgmma, .wgmma_attention = o->wgmma_attention}, err);
+    return lw_cuda_open(&m->backend, &(lw_cuda_params){.no_overlap = o->no_overlap, .without = o->without}, err);
 #else
     return lw_fail(err, LW_EDEVICE, "this build has no CUDA backend");
 #endif
@@ -136,6 +132,7 @@ int main(int argc, char **argv) {
     m.verbose = o.verbose;
     if (o.chance < 0) o.chance = o.all ? 400 : 40;
     list.seed = o.seed;
+    list.gpu = m.backend->device != LW_DEVICE_CPU;
     list.flop_cap = 1e9 * (o.cap > 0 ? o.cap : o.bench ? 20 : o.all ? 200 : 0.06);
     list.param_cap = o.all || o.bench ? INT64_MAX : 8 << 20;
     if (!list_cases(&o, &m, &list)) m.failed++;

@@ -14,6 +14,7 @@
 
 #include "cpu/cpu.h"
 #include "cpu/ref/ref.h"
+#include "ops/tune.h"
 
 /* ---- a source whose tensors are named by their shape: "a.O.I.kh.kw", values by name and index */
 
@@ -114,6 +115,21 @@ static void test_expressions(void **state) {
     for (int o = 0; o < 4; o++) want[o * 4 + 3] = -0.0f;
     expect_values(params, scaled, want, 16);
     assert_string_equal(lw_param_key(params, scaled), "scale(pad(a.4.3.1.1,4,4),-0.5)");
+
+    lw_param gamma = lw_rec_take(p, "gamma.3.1.1.1", 0, 0, 0, 0), beta = lw_rec_take(p, "beta.3.1.1.1", 0, 0, 0, 0),
+             folded;
+    lw_error err;
+    for (int o = 0; o < 4; o++) {
+        double offset = 0;
+        for (int i = 0; i < 3; i++) {
+            want[o * 4 + i] = value_of("a.4.3.1.1", o * 3 + i) * value_of("gamma.3.1.1.1", i);
+            offset += (double)value_of("a.4.3.1.1", o * 3 + i) * (double)value_of("beta.3.1.1.1", i);
+        }
+        want[o * 4 + 3] = (float)offset;
+    }
+    assert_int_equal(lw_param_fold(params, a, gamma, beta, &folded, &err), LW_OK);
+    expect_values(params, folded, want, 16);
+    assert_int_equal(lw_param_fold(params, a, gamma, a, &folded, &err), LW_EINTERNAL); /* 4 offsets for 3 columns */
     assert_int_equal(p->status, LW_OK);
     lw_program_free(p);
     lw_params_free(params, NULL);
@@ -195,11 +211,15 @@ static void test_slices(void **state) {
     lw_program *p = lw_program_new("test", params, LW_F32);
     lw_param a = lw_rec_take(p, "a.1400.1000.1.1", 0, 0, 0, 0), f = lw_rec_take(p, "f.600.1000.1.1", 0, 0, 0, 0),
              tail = lw_rec_take(p, "b.3.1000.1.1", 0, 0, 0, 0),
-             all = lw_rec_scale(p, lw_rec_pad(p, lw_rec_concat(p, (lw_param[]){tail, a, f}, 3), 2100, WIDE), 2);
-    int32_t plain, whole;
+             all = lw_rec_scale(p, lw_rec_pad(p, lw_rec_concat(p, (lw_param[]){tail, a, f}, 3), 2100, WIDE), 2),
+             gamma = lw_rec_take(p, "gamma.1000.1.1.1", 0, 0, 0, 0),
+             beta = lw_rec_take(p, "beta.1000.1.1.1", 0, 0, 0, 0), fold;
+    int32_t plain, whole, folded;
     assert_int_equal(p->status, LW_OK);
     assert_int_equal(lw_pack_plain(params, a, &plain, &err), LW_OK);
     assert_int_equal(lw_pack_plain(params, all, &whole, &err), LW_OK);
+    assert_int_equal(lw_param_fold(params, a, gamma, beta, &fold, &err), LW_OK);
+    assert_int_equal(lw_pack_plain(params, fold, &folded, &err), LW_OK);
 
     last = 530; /* in the second slice of f, and in the middle of one of all */
     assert_int_equal(lw_params_fill(params, b, &err), LW_EMODEL);
@@ -216,7 +236,15 @@ static void test_slices(void **state) {
         assert_int_equal(lw_params_filled_bytes(params), status == LW_OK ? lw_params_bytes(params) : 0);
     }
     assert_true(calls > 4);
-    const float *v = lw_pack_data(params, plain), *w = lw_pack_data(params, whole);
+    const float *v = lw_pack_data(params, plain), *w = lw_pack_data(params, whole), *u = lw_pack_data(params, folded);
+    for (int64_t o = 0; o < O; o++) {
+        double offset = 0;
+        for (int64_t i = 0; i < I; i++) {
+            offset += (double)v[o * I + i] * (double)value_of("beta.1000.1.1.1", i);
+            assert_true(*u++ == v[o * I + i] * value_of("gamma.1000.1.1.1", i));
+        }
+        assert_true(*u++ == (float)offset);
+    }
     for (int64_t i = 0; i < (int64_t)O * I; i++) assert_true(v[i] == value_of("a.1400.1000.1.1", i));
     for (int64_t o = 0; o < 2100; o++)
         for (int64_t i = 0; i < WIDE; i++) {
@@ -464,7 +492,7 @@ static void record_product(lw_program *p, const variant *v) {
     int32_t wide = v->act == LW_ACT_GEGLU ? 2 * O : O;
     char name[32];
     lw_view a = input(p, "a", v->prologue ? 1 : G, v->prologue ? H / 2 : H, C);
-    lw_view stats = lw_rec_stats(p, a);
+    lw_view stats = v->prologue ? lw_rec_stats(p, a) : LW_NO_VIEW;
     lw_args *m = lw_rec_op(p, LW_OP_CONV2D, "product");
     if (!m) return;
     lw_product_args *q = &m->product;
@@ -594,6 +622,111 @@ static void test_lowering(void **state) {
     b->close(b);
 }
 
+/* ---- a tactic that makes a norm's statistics itself */
+
+static bool own_supports(const lw_backend *b, const lw_params *params, const lw_op *op) {
+    (void)b, (void)params;
+    return op->m->apply.in.norm.kind == LW_NORM_GROUP && op->m->apply.in.a.g == 1;
+}
+
+static lw_status own_run(lw_backend *b, const lw_params *params, const lw_op *op, void *state, const lw_run *run,
+                         lw_error *err) {
+    const lw_apply_args *m = &op->m->apply;
+    const lw_norm *norm = &m->in.norm;
+    const int32_t c = m->out.c, per = c / norm->groups, rows = m->out.h * m->out.w;
+    const float *in = lw_at(run, m->in.a);
+    float *out = lw_at(run, m->out), gamma[C], beta[C];
+    (void)b, (void)state;
+    assert_false(lw_view_is(norm->stats_a));
+    LW_TRY(lw_param_eval(params, norm->gamma, gamma, err));
+    LW_TRY(lw_param_eval(params, norm->beta, beta, err));
+    for (int32_t k = 0; k < norm->groups; k++) {
+        double mean = 0, m2 = 0;
+        for (int32_t i = 0; i < rows * per; i++) mean += (double)in[i / per * c + k * per + i % per];
+        mean /= rows * per;
+        for (int32_t i = 0; i < rows * per; i++) {
+            double d = (double)in[i / per * c + k * per + i % per] - mean;
+            m2 += d * d;
+        }
+        for (int32_t i = 0; i < rows * per; i++) {
+            int32_t ch = k * per + i % per, at = i / per * c + ch;
+            out[at] =
+                (float)(((double)in[at] - mean) / sqrt(m2 / (rows * per) + (double)norm->eps)) * gamma[ch] + beta[ch];
+        }
+    }
+    return LW_OK;
+}
+
+static lw_status own_prepare(lw_backend *b, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,
+                             lw_error *err) {
+    (void)b, (void)params, (void)op, (void)workspace_bytes, (void)err;
+    *state = NULL;
+    return LW_OK;
+}
+
+/* A group norm of "a" into "out"; where `reader`, into "more" too, in a way that the tactic does not take. */
+static int32_t run_norm(lw_backend *b, const lw_tactic *first, bool reader, bool unfused, float *out) {
+    const lw_tactic *const *tactics = b->tactics, *list[32] = {first};
+    int32_t n_tactics = b->n_tactics;
+    memcpy(list + 1, tactics, (size_t)n_tactics * sizeof *list);
+    if (first) b->tactics = list, b->n_tactics++;
+    lw_params *params = new_params();
+    lw_program *p = lw_program_new("norm", params, LW_F32);
+    lw_view a = input(p, "a", 1, H, C), stats = lw_rec_stats(p, a);
+    lw_norm norm = {.kind = LW_NORM_GROUP,
+                    .groups = 4,
+                    .eps = 1e-5f,
+                    .stats_a = stats,
+                    .stats_b = LW_NO_VIEW,
+                    .rows_per_part = lw_rows_per_part(H * H),
+                    .gamma = lw_rec_take(p, "gamma.16.1.1.1", 0, 0, 0, 0),
+                    .beta = lw_rec_take(p, "beta.16.1.1.1", 0, 0, 0, 0)};
+    lw_rec_op(p, LW_OP_APPLY, "norm")->apply =
+        (lw_apply_args){.in = {.a = a, .b = LW_NO_VIEW, .norm = norm}, .out = input(p, "out", 1, H, C)};
+    if (reader) {
+        norm.stats_a = lw_view_guidance(stats, G);
+        lw_rec_op(p, LW_OP_APPLY, "more")->apply = (lw_apply_args){
+            .in = {.a = lw_view_guidance(a, G), .b = LW_NO_VIEW, .norm = norm}, .out = input(p, "more", G, H, C)};
+    }
+    lw_plan *plan = NULL;
+    lw_error err = {.message = ""};
+    if (lw_plan_make_with(&plan, b, &(lw_plan_options){.unfused = unfused}, p, &err) != LW_OK)
+        fail_msg("%s", err.message);
+    assert_int_equal(lw_params_fill(params, b, NULL), LW_OK);
+    static float in[H * H * C], more[G * H * H * C];
+    for (int i = 0; i < H * H * C; i++) in[i] = value_of("a", i);
+    lw_plan_bind(plan, "a", in, NULL);
+    lw_plan_bind(plan, "out", out, NULL);
+    if (reader) lw_plan_bind(plan, "more", more, NULL);
+    void *temp = lw_alloc_aligned((size_t)lw_plan_temp_bytes(plan) + 1);
+    lw_plan_bind_temp(plan, temp);
+    assert_int_equal(lw_plan_run(plan, NULL), LW_OK);
+    int32_t steps = lw_plan_n_ops(plan);
+    lw_free(temp);
+    lw_plan_free(plan);
+    lw_program_free(p);
+    lw_params_free(params, b);
+    b->tactics = tactics;
+    b->n_tactics = n_tactics;
+    return steps;
+}
+
+static void test_own_statistics(void **state) {
+    (void)state;
+    static const lw_tactic first = {"own",   LW_OP_APPLY, LW_TAKES_ALL | LW_TAKES_STATS, own_supports, own_prepare,
+                                    own_run, NULL};
+    static float want[H * H * C], got[H * H * C];
+    lw_backend *b = open_cpu(true);
+    assert_int_equal(run_norm(b, NULL, false, false, want), 2); /* statistics, norm */
+    for (int reader = 0; reader < 2; reader++) {
+        memset(got, 0, sizeof got);
+        assert_int_equal(run_norm(b, &first, reader != 0, false, got), reader ? 3 : 1); /* what is read is made */
+        for (int i = 0; i < H * H * C; i++) assert_true(fabsf(got[i] - want[i]) < 1e-4f);
+    }
+    assert_int_equal(run_norm(b, &first, false, true, got), 2); /* one thing an op: not this tactic */
+    b->close(b);
+}
+
 /* Several members: one step each, or one step in all for a tactic that takes them. */
 static void test_members(void **state) {
     (void)state;
@@ -661,6 +794,15 @@ static void test_members_at_once(void **state) {
     assert_int_equal(lw_plan_n_ops(plan), p->n_ops);
     assert_int_equal(lw_plan_op(plan, p->n_ops - 1).op->n_member, 2);
     lw_plan_free(plan);
+
+    lw_choices *choices = lw_choices_new();
+    lw_choice choice = {.signature = lw_op_signature(params, &p->ops[p->n_ops - 1]), .tactic = LW_APART};
+    plan = NULL;
+    assert_int_equal(lw_choices_put(choices, &choice, NULL), LW_OK);
+    assert_int_equal(lw_plan_make_with(&plan, b, &(lw_plan_options){.choices = choices}, p, NULL), LW_OK);
+    assert_int_equal(lw_plan_n_ops(plan), p->n_ops + 1);
+    lw_plan_free(plan);
+    lw_choices_free(choices);
 
     /* Taking members but not every field: what must be split off is split off all of them in one op, which the
      * references run one by one. */
@@ -748,17 +890,12 @@ static void test_faults(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_expressions),
-        cmocka_unit_test(test_bad_parameters),
-        cmocka_unit_test(test_packs),
-        cmocka_unit_test(test_slices),
-        cmocka_unit_test(test_statistics_once),
-        cmocka_unit_test(test_externs),
-        cmocka_unit_test(test_no_overlaps),
-        cmocka_unit_test(test_lowering),
-        cmocka_unit_test(test_members),
-        cmocka_unit_test(test_members_at_once),
-        cmocka_unit_test(test_run_allocates_nothing),
+        cmocka_unit_test(test_expressions),     cmocka_unit_test(test_bad_parameters),
+        cmocka_unit_test(test_packs),           cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_statistics_once), cmocka_unit_test(test_externs),
+        cmocka_unit_test(test_no_overlaps),     cmocka_unit_test(test_lowering),
+        cmocka_unit_test(test_own_statistics),  cmocka_unit_test(test_members),
+        cmocka_unit_test(test_members_at_once), cmocka_unit_test(test_run_allocates_nothing),
         cmocka_unit_test(test_faults),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

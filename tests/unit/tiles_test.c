@@ -1,21 +1,12 @@
 /* SPDX-License-Identifier: MIT
- * The index arithmetic of the Hopper product kernels, run on the host: for every tile, what the copy engine would put
- * into shared memory, what the matrix unit would read there by its descriptors, and where the sums end. Small whole
- * numbers, so that the result has to equal a plain convolution exactly. */
+ * The index arithmetic of the Hopper kernels, run on the host: for every tile, what the copy engine would put into
+ * shared memory, what the matrix unit would read there by its descriptors, and where the sums end. Small whole numbers,
+ * so that the result has to equal a plain convolution, or plain attention without its softmax, exactly. */
 #include "fixture.h"
 
 #ifdef LW_HAVE_CUDA
 #include "base/base.h"
-#include "cuda/tiles.h"
-
-typedef struct tile_size {
-    int32_t rows, columns;
-} tile_size;
-static const tile_size tiles[CU_N_WGMMA_TILES] = {
-#define X(index, groups, height, columns, blocks) [index] = {(groups) * (height)*64, columns},
-    CU_WGMMA_TILES(X)
-#undef X
-};
+#include "cuda/model.h"
 
 typedef struct shape {
     int32_t n, h, w, c, o, k, stride, pad; /* input; pad is above and left */
@@ -61,7 +52,7 @@ typedef struct rig {
     const shape *s;
     cu_product_args a;
     cu_tiling t;
-    tile_size size;
+    cu_tile_size size;
     bool flat;
     float *in, *weights, *memory, *sums;
     int32_t *written;
@@ -146,7 +137,7 @@ static float *whole_numbers(int64_t n, uint32_t seed) {
 }
 
 static void check(const shape *s, int32_t tile, int32_t splits) {
-    rig r = {.s = s, .size = tiles[tile]};
+    rig r = {.s = s, .size = cu_wgmma_tiles[tile]};
     const int32_t rows = s->geglu ? 2 * s->o : s->o;
     const int64_t pixels = (int64_t)s->n * s->out_h * s->out_w, total = pixels * s->o;
     r.a = (cu_product_args){.in = {.half = 1,
@@ -252,12 +243,153 @@ static void sums_are_a_bijection(void **state) {
             }
     }
 }
+
+/* ---- attention: out = (q k^T) v for a head, which is all of it that has indices */
+
+typedef struct heads_case {
+    int32_t g, n, queries, keys, heads, d;
+    bool q_same_g, q_same_n, kv_same_g, kv_same_n, slices; /* slices: of rows three times as wide */
+} heads_case;
+
+static cu_view heads_view(const heads_case *s, int32_t w, bool same_g, bool same_n) {
+    const int32_t c = s->heads * s->d;
+    cu_view v = {.half = 1, .g = s->g, .n = s->n, .h = 1, .w = w, .c = c, .sw = s->slices ? 3 * c : c};
+    v.sn = s->n == 1 || same_n ? 0 : v.sw * w;
+    v.sg = s->g == 1 || same_g ? 0 : v.sn ? v.sn * s->n : v.sw * w;
+    return v;
+}
+
+static void copy_head(float *memory, uint32_t to, const float *from, const cu_heads *h, cu_heads_place p,
+                      int32_t rows) {
+    for (int32_t row = 0; row < rows; row++)
+        for (int32_t c = 0; c < CU_CHUNK; c++) {
+            const int64_t at[5] = {p.at[0] + c, p.at[1], p.at[2] + row, p.at[3], p.at[4]};
+            int64_t index = 0;
+            bool inside = true;
+            for (int i = 0; i < 5; i++) {
+                inside = inside && at[i] >= 0 && at[i] < h->dims[i];
+                index += at[i] * h->strides[i];
+            }
+            memory[(cu_swizzle(to + (uint32_t)row * 128 + (uint32_t)c * 2) - ADDRESS) / 2] = inside ? from[index] : 0;
+        }
+}
+
+/* Row k (0..15) of a column of an operand that lies the other way. */
+static float value_at(const float *memory, uint64_t descriptor, int32_t k, int32_t column) {
+    uint32_t start = (uint32_t)(descriptor & 0x3fff) << 4, chunk = (uint32_t)(descriptor >> 16 & 0x3fff) << 4,
+             group = (uint32_t)(descriptor >> 32 & 0x3fff) << 4;
+    uint32_t linear = start + (uint32_t)(column / CU_CHUNK) * chunk + (uint32_t)(k / 8) * group +
+                      (uint32_t)(k % 8) * 128 + (uint32_t)(column % CU_CHUNK) * 2;
+    return memory[(cu_swizzle(linear) - ADDRESS) / 2];
+}
+
+static double head_value(const float *from, const cu_view *v, const heads_case *s, int32_t g, int32_t n, int32_t row,
+                         int32_t head, int32_t c) {
+    return (double)from[g * v->sg + n * v->sn + row * v->sw + head * s->d + c];
+}
+
+static void check_heads(const heads_case *s) {
+    enum { QUERIES = 64, KEYS = CU_ATTENTION_KEYS };
+    const int32_t chunks = cu_ceil_div(s->d, CU_CHUNK);
+    const uint32_t q_chunk = QUERIES * CU_CHUNK_BYTES, chunk = KEYS * CU_CHUNK_BYTES, q = ADDRESS,
+                   k = q + (uint32_t)chunks * q_chunk, v = k + (uint32_t)chunks * chunk;
+    const cu_view views[3] = {heads_view(s, s->queries, s->q_same_g, s->q_same_n),
+                              heads_view(s, s->keys, s->kv_same_g, s->kv_same_n),
+                              heads_view(s, s->keys, s->kv_same_g, s->kv_same_n)};
+    cu_heads h[3];
+    float *from[3], *memory = lw_alloc((v + (uint32_t)chunks * chunk - ADDRESS) / 2, sizeof *memory);
+    assert_non_null(memory);
+    for (int i = 0; i < 3; i++) {
+        from[i] = whole_numbers(views[i].sw * views[i].w * s->g * s->n, (uint32_t)i + 1);
+        h[i] = cu_heads_of(&views[i], s->heads);
+    }
+    for (int32_t all = 0; all < s->g * s->n * s->heads * cu_ceil_div(s->queries, QUERIES); all++) {
+        const int32_t head = all % s->heads, n = all / s->heads % s->n, g = all / s->heads / s->n % s->g,
+                      first = all / s->heads / s->n / s->g * QUERIES;
+        double out[QUERIES][160] = {{0}};
+        for (int32_t key = 0; key < s->keys; key += KEYS) {
+            for (int32_t c = 0; c < chunks; c++) {
+                copy_head(memory, q + (uint32_t)c * q_chunk, from[0], &h[0],
+                          cu_heads_at(h[0].n_step, h[0].g_step, c * CU_CHUNK, head, first, n, g), QUERIES);
+                for (int i = 1; i < 3; i++)
+                    copy_head(memory, (i == 1 ? k : v) + (uint32_t)c * chunk, from[i], &h[i],
+                              cu_heads_at(h[i].n_step, h[i].g_step, c * CU_CHUNK, head, key, n, g), KEYS);
+            }
+            for (int32_t row = 0; row < QUERIES; row++)
+                for (int32_t j = 0; j < KEYS && key + j < s->keys; j++) {
+                    float score = 0;
+                    for (int32_t c = 0; c < cu_ceil_div(s->d, 16) * 16; c++) {
+                        const uint32_t step = (uint32_t)c / 16;
+                        score += operand_at(memory, cu_operand(q + step / 4 * q_chunk) + 2 * (step % 4), row, c % 16) *
+                                 operand_at(memory, cu_operand(k + step / 4 * chunk) + 2 * (step % 4), j, c % 16);
+                    }
+                    for (int32_t c = 0; c < s->d; c++)
+                        out[row][c] += (double)score *
+                                       (double)value_at(
+                                           memory, cu_values_operand(v + (uint32_t)j / 16 * 16 * CU_CHUNK_BYTES, chunk),
+                                           j % 16, c);
+                }
+        }
+        for (int32_t row = 0; row < QUERIES && first + row < s->queries; row++) {
+            double want[160] = {0};
+            for (int32_t j = 0; j < s->keys; j++) {
+                double score = 0;
+                for (int32_t c = 0; c < s->d; c++)
+                    score += head_value(from[0], &views[0], s, g, n, first + row, head, c) *
+                             head_value(from[1], &views[1], s, g, n, j, head, c);
+                for (int32_t c = 0; c < s->d; c++)
+                    want[c] += score * head_value(from[2], &views[2], s, g, n, j, head, c);
+            }
+            for (int32_t c = 0; c < s->d; c++)
+                if (out[row][c] != want[c])
+                    fail_msg("d%d, guidance %d, sample %d, head %d, query %d, channel %d: %g, not %g", s->d, g, n, head,
+                             first + row, c, out[row][c], want[c]);
+        }
+    }
+    for (int i = 0; i < 3; i++) lw_free(from[i]);
+    lw_free(memory);
+}
+
+/* Each head width; more than a tile of keys and of queries; all that may be shared, and slices of wider rows. */
+static void every_head_is_attention(void **state) {
+    (void)state;
+    static const heads_case cases[] = {
+        {.g = 2, .n = 1, .queries = 64, .keys = 77, .heads = 2, .d = 40, .q_same_g = true, .slices = true},
+        {.g = 2, .n = 2, .queries = 70, .keys = 101, .heads = 1, .d = 80, .kv_same_n = true},
+        {.g = 2, .n = 2, .queries = 3, .keys = 9, .heads = 3, .d = 40, .q_same_n = true, .kv_same_g = true},
+        {.g = 1, .n = 2, .queries = 5, .keys = 40, .heads = 2, .d = 160, .slices = true},
+        {.g = 2,
+         .n = 3,
+         .queries = 2,
+         .keys = 2,
+         .heads = 1,
+         .d = 160,
+         .q_same_g = true,
+         .q_same_n = true,
+         .kv_same_g = true,
+         .kv_same_n = true},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_heads(&cases[i]);
+}
+
+/* Of SD1.5 at 256x384 and 512x512 pixels, with and without guidance, on 132 multiprocessors. */
+static void blocks_fill_multiprocessors(void **state) {
+    (void)state;
+    static const struct {
+        int32_t queries, all, d, groups;
+    } cases[] = {{1536, 16, 40, 3}, {1536, 8, 40, 2},  {384, 16, 80, 1},  {96, 16, 160, 1}, {24, 16, 160, 1},
+                 {4096, 16, 40, 3}, {1024, 16, 80, 2}, {256, 16, 160, 1}, {1024, 8, 80, 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        assert_int_equal(cu_attention_groups(cases[i].queries, cases[i].all, cases[i].d, 132), cases[i].groups);
+}
 #endif
 
 int main(void) {
 #ifdef LW_HAVE_CUDA
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_tile_is_a_convolution),
-                                       cmocka_unit_test(boxes_fill_tiles), cmocka_unit_test(sums_are_a_bijection)};
+                                       cmocka_unit_test(boxes_fill_tiles), cmocka_unit_test(sums_are_a_bijection),
+                                       cmocka_unit_test(every_head_is_attention),
+                                       cmocka_unit_test(blocks_fill_multiprocessors)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 #else
     puts("this build has no CUDA");

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: MIT
+ * The steps of a launch are bound by four things: the matrix unit, the copies of each multiprocessor, how many of them
+ * are under way at once, and the device's memory, of which no two are quite hidden behind each other: their times add
+ * up as squares. Before and after the steps come the launch, the first copies, and the epilogue. */
+#include "cuda/model.h"
+
+#include <math.h>
+
+const cu_tile_size cu_wgmma_tiles[CU_N_WGMMA_TILES] = {
+#define X(index, groups, height, columns, blocks) [index] = {(groups) * (height)*64, columns, blocks},
+    CU_WGMMA_TILES(X)
+#undef X
+};
+
+/* multiply is the device's: 2048 a cycle at 1.98 GHz; memory: 5120 bits at twice 2.619 GHz; launch: `linework-gpu-micro
+ * gaps`. The others: `model_test --fit` on docs/perf/products-h100.tsv. */
+const cu_model cu_h100 = {.n_sm = 132,
+                          .memory = 3352,
+                          .multiply = 4055,
+                          .copy = 112,
+                          .zero_row = 2.5,
+                          .latency = 970,
+                          .launch = 910,
+                          .ends = 3300,
+                          .finish = 13.8,
+                          .beside = 0.48,
+                          .useful = 0.85};
+
+/* Clusters of 4 and 8 do not fill the device: its multiprocessors are in clusters of their own, of 16 or 18 less the
+ * faulty ones. 120 of 132 could be used where this was measured. */
+static int32_t places(const cu_model *m, int32_t splits) { return splits < 4 ? m->n_sm : m->n_sm - m->n_sm / 11; }
+
+/* As wgmma.cu divides shared memory. */
+static int32_t stages(const cu_tile_size *s) {
+    const int32_t fit = (228 / s->blocks - 8) * 1024 / ((s->rows + s->columns) * CU_CHUNK_BYTES);
+    return fit < 8 ? fit : 8;
+}
+
+double cu_wgmma_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int32_t members, int32_t tile,
+                   int32_t splits) {
+    const cu_tile_size *s = &cu_wgmma_tiles[tile];
+    const int32_t columns = cu_ceil_div(n_rows, s->columns), here = places(m, splits),
+                  empty = columns * s->columns - n_rows; /* rows of the last tile of columns */
+    const double blocks = (double)members * t->tiles * columns * splits, waves = ceil(blocks / (here * s->blocks)),
+                 shared = blocks > here ? s->blocks : 1, steps = waves * cu_ceil_div(t->steps, splits),
+                 sums = (double)s->rows * s->columns, rows = t->bw * t->bh * t->bn + s->columns - empty;
+    const double multiply = steps * shared * sums * CU_CHUNK / m->multiply,
+                 copy = steps * shared * (rows * CU_CHUNK_BYTES / m->copy + empty * m->zero_row),
+                 wait = steps * m->latency / (stages(s) - 1),
+                 read = (double)members * n_rows * t->steps * CU_CHUNK_BYTES / (m->memory * m->useful),
+                 finish = (1 + (shared - 1) * m->beside) * sums / 64 * m->finish;
+    return (m->launch + waves * (m->ends + finish) +
+            sqrt(multiply * multiply + copy * copy + wait * wait + read * read)) *
+           1e-3;
+}
+
+/* A part of two steps or more: of one alone the ring is for nothing. */
+cu_choice cu_wgmma_splits(const cu_model *m, const cu_product_args *a, int32_t members, int32_t tile) {
+    cu_tiling t;
+    cu_wgmma_tiling(&t, a, cu_wgmma_tiles[tile].rows);
+    t.steps += cu_shortcut_steps(a);
+    cu_choice best = {.tile = tile, .splits = 1, .us = cu_wgmma_us(m, &t, a->n_rows, members, tile, 1)};
+    for (int32_t s = 2; s <= CU_WGMMA_MAX_SPLITS && t.steps >= 2 * s; s *= 2) {
+        const double us = cu_wgmma_us(m, &t, a->n_rows, members, tile, s);
+        if (us < best.us) best.splits = s, best.us = us;
+    }
+    return best;
+}
+
+/* Of equals the last: higher tiles read weights less often. */
+cu_choice cu_wgmma_choose(const cu_model *m, const cu_product_args *a, int32_t members) {
+    cu_choice best = cu_wgmma_splits(m, a, members, 0);
+    for (int32_t tile = 1; tile < CU_N_WGMMA_TILES; tile++) {
+        const cu_choice c = cu_wgmma_splits(m, a, members, tile);
+        if (c.us <= best.us) best = c;
+    }
+    return best;
+}
+
+bool cu_wgmma_fills(int32_t channels) { return 2 * channels > cu_ceil_div(channels, CU_CHUNK) * CU_CHUNK; }

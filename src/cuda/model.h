@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT
+ * What a launch of the Hopper products (wgmma.cu) takes, by a plain model: it chooses tile and splits of a product that
+ * nobody has timed. tests/unit/model_test.c holds it against the times of a device (docs/perf/products-h100.tsv). */
+#ifndef LW_CUDA_MODEL_H
+#define LW_CUDA_MODEL_H
+
+#include "cuda/tiles.h"
+
+typedef struct cu_tile_size {
+    int32_t rows, columns, blocks; /* blocks: on a multiprocessor at once */
+} cu_tile_size;
+extern const cu_tile_size cu_wgmma_tiles[CU_N_WGMMA_TILES];
+
+typedef struct cu_model {
+    int32_t n_sm;
+    double memory;   /* bytes a ns of the device's memory, at most */
+    double multiply; /* products a ns of a multiprocessor */
+    double copy;     /* bytes a ns that the copy engine brings to one */
+    double zero_row; /* ns of a row of 64 channels outside the tensor, which it fills with zeros */
+    double latency;  /* ns between asking for a stage and having it */
+    double launch;   /* ns from one launch to the next, of which none does anything */
+    double ends;     /* ns of a block before and after its steps */
+    double finish;   /* ns of 64 sums: their way through shared memory, and the epilogue */
+    double beside;   /* of a second block on a multiprocessor, the part of finish that the first does not cover */
+    double useful;   /* of memory: what products reach */
+} cu_model;
+/* Of the H100 that the constants were fitted on; a device puts its own n_sm and memory in their place. */
+extern const cu_model cu_h100;
+
+typedef struct cu_choice {
+    int32_t tile, splits;
+    double us;
+} cu_choice;
+
+/* Of `members` products with tiling t by that tile and n_rows rows of weights each, in one launch. */
+double cu_wgmma_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int32_t members, int32_t tile,
+                   int32_t splits);
+/* The best splits of a tile; of the args only the sizes count. */
+cu_choice cu_wgmma_splits(const cu_model *m, const cu_product_args *a, int32_t members, int32_t tile);
+/* The best tile with its splits. */
+cu_choice cu_wgmma_choose(const cu_model *m, const cu_product_args *a, int32_t members);
+
+/* Whether a product has so many channels that at most half of each step is zeros. Below that mma.sync is faster: 8
+ * channels, 48x32 twice, 320 columns took 8.7 us there and 14.6 here. */
+bool cu_wgmma_fills(int32_t channels);
+
+#endif
