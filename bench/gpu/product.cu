@@ -3,7 +3,8 @@
  *   check [TILE]   each tile on small awkward shapes against a plain kernel, every split, with and without overlap, twice
  *                  for the same bits; stops at a launch that fails, and the exit status says so
  *   time [TEXT]    each tile and split on SD1.5's shapes (or those whose name contains TEXT), in a graph of as many
- *                  launches as make their weights cold; a table, then the best of each shape
+ *                  launches as make their weights cold; a table as docs/perf/products-h100.tsv, then the best of each
+ *                  shape
  *   fill           one wave of tiles with 1 to 64 steps of the sum: what a launch costs before and after its work
  * A program of its own so that a kernel that breaks the device breaks nothing else. */
 #include "gpu/gpu.cuh"
@@ -362,10 +363,8 @@ void time_shape(const shape &s, void *encode, std::vector<std::string> &summary)
     const int copies = count_copies(s);
     job j = make_job(s, 1 | 4, copies);
     best plain, overlapped, old;
-    auto line = [&](const char *how, double us) {
-        std::printf("%-18s %-22s %9.2f us %7.1f TFLOP/s %6.2f TB/s\n", s.name, how, us, j.flop / us * 1e-6,
-                    j.bytes / us * 1e-6);
-    };
+    std::printf("shape\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\n", s.name, s.n, s.h, s.w, s.c, s.o, s.k, s.stride, s.pad,
+                s.geglu);
     cu_tiling t;
     for (int tile = 0; tile < CU_N_WGMMA_TILES; tile++)
         for (int splits = 1; splits <= CU_WGMMA_MAX_SPLITS; splits *= 2) {
@@ -373,14 +372,16 @@ void time_shape(const shape &s, void *encode, std::vector<std::string> &summary)
             const int wide = s.geglu ? tiles[tile].columns / 2 : tiles[tile].columns;
             const int blocks = t.tiles * cu_ceil_div(s.o, wide) * splits;
             if (splits > 1 && (t.steps < 2 * splits || blocks > 400)) continue;
+            std::printf("%s\t%d", tile_names[tile], splits);
             for (int overlap = 0; overlap < 2; overlap++) {
                 char how[64];
                 const double us = time_wgmma(j, copies, encode, tile, splits, overlap);
-                std::snprintf(how, sizeof how, "%s/%d%s (%d)", tile_names[tile], splits, overlap ? "+pdl" : "", blocks);
-                line(how, us);
+                std::snprintf(how, sizeof how, "%s/%d (%d)", tile_names[tile], splits, blocks);
+                std::printf("\t%.2f", us);
                 best &b = overlap ? overlapped : plain;
                 if (us < b.us) b.us = us, b.how = how;
             }
+            std::printf("\n");
         }
     float *partials = nullptr;
     MUST(cudaMalloc(&partials, 16 * sizeof(float) * static_cast<size_t>(s.n) * out_size(s.h, s) * out_size(s.w, s) *
@@ -391,7 +392,7 @@ void time_shape(const shape &s, void *encode, std::vector<std::string> &summary)
             if (splits > 1 && j.flop > 1e10) continue;
             const double us = time_mma(j, copies, tile, splits, partials);
             std::snprintf(how, sizeof how, "mma%d/%d", tile == CU_TILE_64 ? 64 : 128, splits);
-            line(how, us);
+            std::printf("mma%d\t%d\t%.2f\n", tile == CU_TILE_64 ? 64 : 128, splits, us);
             if (us < old.us) old.us = us, old.how = how;
         }
     MUST(cudaFree(partials));
@@ -409,7 +410,7 @@ int time_all(void *encode, const char *only) {
     for (const shape &s : sd15)
         if (std::strstr(s.name, only)) time_shape(s, encode, summary);
     std::printf("# best of each shape, us: wgmma, wgmma with overlap, mma.sync; rates of the first\n");
-    for (const std::string &line : summary) std::printf("%s\n", line.c_str());
+    for (const std::string &line : summary) std::printf("# %s\n", line.c_str());
     return 0;
 }
 

@@ -361,6 +361,16 @@ static lw_status open_device(cu_backend *b, lw_error *err) {
     return LW_OK;
 }
 
+void cu_list_tactics(cu_backend *b, const char *without) {
+    const lw_tactic *const *const lists[] = {
+        cu_wgmma_tactics,           cu_blas_tactics,   cu_dnn_tactics,  cu_product_tactics,
+        cu_wgmma_attention_tactics, cu_kernel_tactics, cu_wide_tactics, cu_wgmma_tile_tactics,
+    };
+    b->base.tactics = b->tactics;
+    b->base.n_tactics = 0;
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) add_tactics(b, lists[i], without);
+}
+
 lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error *err) {
     if (params->precision == LW_PRECISION_BF16)
         return lw_fail(err, LW_EINVAL, "precision bf16: cuda runs fp16 or fp32");
@@ -376,7 +386,6 @@ lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error 
                            .act = exact ? LW_F32 : LW_F16,
                            .threads = lw_cpu_count(),
                            .pool = lw_pool_new(),
-                           .tactics = b->tactics,
                            .alloc = gpu_alloc,
                            .free = gpu_free,
                            .upload = gpu_upload,
@@ -391,14 +400,7 @@ lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error 
         gpu_close(&b->base);
         return status;
     }
-    add_tactics(b, cu_wgmma_tactics, params->without);
-    add_tactics(b, cu_blas_tactics, params->without);
-    add_tactics(b, cu_dnn_tactics, params->without);
-    add_tactics(b, cu_product_tactics, params->without);
-    add_tactics(b, cu_wgmma_attention_tactics, params->without);
-    add_tactics(b, cu_kernel_tactics, params->without);
-    add_tactics(b, cu_wide_tactics, params->without);
-    add_tactics(b, cu_wgmma_tile_tactics, params->without);
+    cu_list_tactics(b, params->without);
     *out = &b->base;
     return LW_OK;
 }

@@ -132,6 +132,9 @@ static inline void *cu_align(void *p) { return (void *)(((uintptr_t)p + CU_ALIGN
 
 void cu_release(void *state); /* lw_free */
 
+/* All tactics into the backend, by preference; without: lw_cuda_params. */
+void cu_list_tactics(cu_backend *b, const char *without);
+
 /* ---- tactics of each file, NULL-terminated, by preference */
 extern const lw_tactic *const cu_blas_tactics[];
 extern const lw_tactic *const cu_dnn_tactics[];

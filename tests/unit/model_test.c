@@ -134,7 +134,7 @@ static double chosen_us(const cu_model *m, const measured *s, int overlap) {
 }
 
 static regret regret_of(const cu_model *m, int overlap, bool weighed) {
-    regret r = {.worst = 1};
+    regret r = {.worst = 1, .where = shapes};
     double n = 0, n_error = 0;
     for (const measured *s = shapes; s < shapes + n_shapes; s++) {
         if (!cu_wgmma_fills(s->a.in.c)) continue;
