@@ -64,7 +64,8 @@ typedef struct bench_job {
     int32_t n_buffers;
     void *temp;
     uint64_t device_bytes;
-    double pack_ms, tune_ms;
+    double tune_ms, plan_ms, pack_ms,
+        bind_ms;         /* plan: with the model's file; bind: with the first runs but the step's */
     lw_choices *choices; /* owned; of tuning, or those that were given; may be NULL */
 } bench_job;
 

@@ -112,6 +112,7 @@ lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, 
         job->file = bench_sd15_file(random, err);
         if (job->file < 0) return err->code;
     }
+    double begin = lw_now_ms();
     LW_TRY(lw_model_open(&job->model, path ? path : random, NULL, 0, NULL, err));
     lw_tensor_source source = path ? lw_model_source(&job->model) : bench_random_source(&job->model);
     LW_TRY(lw_params_new(&job->params, &source, err));
@@ -130,14 +131,17 @@ lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, 
     }
     LW_TRY(backend->alloc(backend, temp, &job->temp, err));
     job->device_bytes = temp + lw_params_bytes(job->params);
-    double begin = lw_now_ms();
+    job->plan_ms = lw_now_ms() - begin - job->tune_ms;
+    begin = lw_now_ms();
     LW_TRY(lw_params_fill(job->params, backend, err));
     job->pack_ms = lw_now_ms() - begin;
+    begin = lw_now_ms();
     for (int i = 0; i < BENCH_N_PROGRAMS; i++)
         if (job->plans[i]) LW_TRY(bind(job, i, err));
     if (job->plans[BENCH_STEP]) LW_TRY(bench_job_reset(job, err));
     for (int i = 0; i < BENCH_STEP; i++)
         if (job->plans[i]) LW_TRY(lw_plan_run(job->plans[i], err));
+    job->bind_ms = lw_now_ms() - begin;
     return LW_OK;
 }
 

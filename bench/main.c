@@ -313,6 +313,7 @@ static lw_status run_job(const bench_options *o, lw_error *err) {
     lw_tune_hooks hooks = {.budget_ms = o->budget, .tuned = tactics ? print_times : count_times, .user = &all};
     double begin = lw_now_ms();
     LW_TRY(bench_open_backend(&backend, o, o->precision, err));
+    double device_ms = lw_now_ms() - begin; /* opening it */
     if (o->choices && !tune) {
         lw_status read = read_choices(&choices, o->choices, err);
         if (read != LW_OK) {
@@ -324,10 +325,12 @@ static lw_status run_job(const bench_options *o, lw_error *err) {
     if (tactics) printf("op\tuses\ttactic\tus\tTFLOP/s\tTB/s\tbest\n");
     lw_status status = bench_job_open(&job, backend, o->model, &o->shape, programs, choices, tune ? &hooks : NULL, err);
     if (status == LW_OK) {
-        printf("# %s, %s, %dx%d, %d sample%s, %d steps; open %.0f ms, of it packing %.0f; %.0f MiB\n",
-               backend->description, lw_precision_name(backend->precision), o->shape.width, o->shape.height,
-               o->shape.samples, o->shape.samples == 1 ? "" : "s", o->shape.steps, lw_now_ms() - begin, job.pack_ms,
-               (double)job.device_bytes / 0x1p20);
+        printf(
+            "# %s, %s, %dx%d, %d sample%s, %d steps; open %.0f ms: device %.0f, plans %.0f, packing %.0f, first runs "
+            "%.0f; %.0f MiB\n",
+            backend->description, lw_precision_name(backend->precision), o->shape.width, o->shape.height,
+            o->shape.samples, o->shape.samples == 1 ? "" : "s", o->shape.steps, lw_now_ms() - begin, device_ms,
+            job.plan_ms, job.pack_ms, job.bind_ms, (double)job.device_bytes / 0x1p20);
         if (tune && o->choices) status = write_choices(job.choices, o->choices, err);
         if (tune)
             printf("# tuned %d kinds of op in %.1f s: %.1f us once each, %.1f by preference\n",

@@ -22,8 +22,8 @@ static char *write_header(const lw_shape *shapes, size_t n, int64_t *data_bytes)
         const lw_shape *s = &shapes[i];
         int64_t size = (int64_t)sizeof(float);
         if (s->network == LW_NET_NONE || s->role == LW_ROLE_IDS) continue;
-        fprintf(out, "%s\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", n_written++ ? "," : "{", lw_network_prefix(s->network),
-                s->name);
+        fprintf(out, "%s\"%s%s\":{\"dtype\":\"F32\",\"shape\":[", n_written++ ? "," : "{",
+                lw_network_prefix(s->network), s->name);
         for (int32_t d = 0; d < s->rank; d++) {
             fprintf(out, d ? ",%lld" : "%lld", (long long)s->dims[d]);
             size *= s->dims[d];
@@ -59,39 +59,24 @@ int bench_sd15_file(char path[64], lw_error *err) {
 
 /* ---- values */
 
-typedef struct draw {
-    uint64_t seed;
-    float range;
-    float *dst;
-} draw;
-
-static void draw_range(void *user, int64_t begin, int64_t end) {
-    const draw *d = user;
-    for (int64_t i = begin; i < end; i++) { /* splitmix64 of the index */
-        uint64_t z = d->seed + (uint64_t)i * 0x9e3779b97f4a7c15u;
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        d->dst[i] = ((float)(z >> 40) * 0x1p-23f - 1) * d->range;
-    }
-}
-
-static lw_status read_random(void *user, const char *tensor_name, float *dst, lw_error *err) {
+static lw_status read_random(void *user, const char *tensor_name, int64_t row, int64_t n, float *dst, lw_error *err) {
     lw_tensor_source real = lw_model_source(user);
     int64_t d[4];
     LW_TRY(real.dims(real.user, tensor_name, d, err));
-    int64_t inputs = d[1] * d[2] * d[3], n = d[0] * inputs;
+    int64_t inputs = d[1] * d[2] * d[3];
     size_t length = strlen(tensor_name);
     bool weight = length > 7 && !strcmp(tensor_name + length - 7, ".weight");
-    draw job = {.seed = 0xcbf29ce484222325u, .dst = dst};
-    for (const char *c = tensor_name; *c; c++) job.seed = (job.seed ^ (unsigned char)*c) * 0x100000001b3u;
-    for (job.range = 1; job.range * job.range * (float)inputs > 3;) job.range *= 0.99f; /* variance 1 / inputs */
-    if (!weight || inputs == 1) {
-        for (int64_t i = 0; i < n; i++) dst[i] = weight ? 1 : 0;
-        return LW_OK;
+    uint64_t seed = 0xcbf29ce484222325u;
+    float range = 1; /* variance 1 / inputs */
+    for (const char *c = tensor_name; *c; c++) seed = (seed ^ (unsigned char)*c) * 0x100000001b3u;
+    while (range * range * (float)inputs > 3) range *= 0.99f;
+    for (int64_t i = row * inputs; i < (row + n) * inputs; i++) {
+        uint64_t z = seed + (uint64_t)i * 0x9e3779b97f4a7c15u; /* splitmix64 of the index */
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+        if (weight && inputs > 1) *dst++ = ((float)(z >> 40) * 0x1p-23f - 1) * range;
+        else *dst++ = weight ? 1 : 0;
     }
-    lw_pool *pool = lw_pool_new();
-    lw_parallel_for(pool, lw_cpu_count(), n, 1 << 16, draw_range, &job);
-    lw_pool_free(pool);
     return LW_OK;
 }
 

@@ -213,7 +213,7 @@ static float float_of(uint32_t u) {
     return f;
 }
 
-/* Masks instead of branches, so that lw_to_f32's loop is vectorised. */
+/* Masks instead of branches here and below, so that the loops of lw_to_f32 and lw_to_f16 are vectorised. */
 float lw_f16_to_f32(uint16_t h) {
     uint32_t magnitude = h & 0x7fff, normal = (magnitude << 13) + 0x38000000;
     uint32_t subnormal = bits_of((float)(int32_t)magnitude * 0x1p-24f); /* exact: they are multiples of 2^-24 */
@@ -224,15 +224,17 @@ float lw_f16_to_f32(uint16_t h) {
 }
 
 uint16_t lw_f32_to_f16(float f) {
-    uint32_t u = bits_of(f), sign = (u >> 16) & 0x8000, magnitude = u & 0x7fffffff;
-    if (magnitude > 0x7f800000) return (uint16_t)(sign | 0x7e00);  /* NaN stays NaN */
-    if (magnitude >= 0x477ff000) return (uint16_t)(sign | 0x7c00); /* rounds to 65536 or more: infinity */
-    if (magnitude < 0x38800000) {                   /* subnormal: let the FPU round to a multiple of 2^-24 */
-        float rounded = float_of(magnitude) + 0.5f; /* ulp of 0.5 is 2^-24 */
-        return (uint16_t)(sign | (bits_of(rounded) - bits_of(0.5f)));
-    }
-    uint32_t odd = (magnitude >> 13) & 1;
-    return (uint16_t)(sign | ((magnitude - 0x38000000 + 0xfff + odd) >> 13));
+    uint32_t u = bits_of(f);
+    int32_t magnitude = (int32_t)(u & 0x7fffffff), odd = magnitude >> 13 & 1;
+    int32_t normal = (magnitude - 0x38000000 + 0xfff + odd) >> 13;
+    float rounded = float_of((uint32_t)magnitude) + 0.5f; /* the FPU rounds to a multiple of 2^-24: ulp of 0.5 */
+    int32_t subnormal = (int32_t)(bits_of(rounded) - bits_of(0.5f));
+    int32_t is_subnormal = -(int32_t)(magnitude < 0x38800000), is_large = -(int32_t)(magnitude >= 0x477ff000),
+            is_nan = -(int32_t)(magnitude > 0x7f800000);
+    int32_t h = (subnormal & is_subnormal) | (normal & ~is_subnormal);
+    h = (0x7c00 & is_large) | (h & ~is_large); /* rounds to 65536 or more: infinity */
+    h |= 0x7e00 & is_nan;                      /* NaN stays NaN */
+    return (uint16_t)(u >> 16 & 0x8000) | (uint16_t)h;
 }
 
 uint16_t lw_f32_to_bf16(float f) {
@@ -277,4 +279,8 @@ void lw_to_f32(lw_dtype dtype, const void *src, float *dst, size_t n) {
     case LW_I64: CONVERT(int64_t, (float)v);
     case LW_N_DTYPES: break;
     }
+}
+
+void lw_to_f16(const float *src, uint16_t *dst, size_t n) {
+    for (size_t i = 0; i < n; i++) dst[i] = lw_f32_to_f16(src[i]);
 }

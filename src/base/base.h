@@ -112,5 +112,6 @@ size_t lw_dtype_bytes(lw_dtype dtype);
 const char *lw_dtype_name(lw_dtype dtype); /* "F32", as safetensors spells it */
 /* n values of dtype at src (any alignment) to floats. Integers are converted by value. */
 void lw_to_f32(lw_dtype dtype, const void *src, float *dst, size_t n);
+void lw_to_f16(const float *src, uint16_t *dst, size_t n);
 
 #endif

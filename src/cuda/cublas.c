@@ -83,7 +83,7 @@ static lw_status choose(lw_backend *backend, product *p, cublasLtMatmulPreferenc
 static lw_status make_product(lw_backend *backend, product *p, const char *name, bool transpose_a, bool bias,
                               const matrix *a, const matrix *b, const matrix *c, const matrix *d, int32_t batch,
                               uint32_t alignment, lw_error *err) {
-    LW_TRY(cu_enter(backend, err));
+    LW_TRY(cu_need_blas(backend, err));
     p->lt = &cu_of(backend)->lt;
     CU_TRY_BLAS(backend, err, MatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     if (transpose_a) LW_TRY(set_desc(backend, p->desc, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T, err));

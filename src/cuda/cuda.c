@@ -71,28 +71,35 @@ static void gpu_free(lw_backend *backend, void *p) {
     cudaFree(p);
 }
 
-/* One piece through the next stage: the host waits only for the copy that used this stage before. */
-static lw_status send_piece(lw_backend *backend, char *dst, const char *src, size_t bytes, lw_error *err) {
-    cu_backend *b = cu_of(backend);
-    int32_t i = b->next_stage;
-    b->next_stage = (i + 1) % CU_STAGES;
-    CU_TRY(backend, err, cudaEventSynchronize(b->sent[i]));
-    memcpy(b->stage[i], src, bytes);
-    CU_TRY(backend, err, cudaMemcpyAsync(dst, b->stage[i], bytes, cudaMemcpyHostToDevice, b->queue.stream));
-    CU_TRY(backend, err, cudaEventRecord(b->sent[i], b->queue.stream));
+/* Under the stage's lock: the host waits only for the copy that used this stage before. */
+static lw_status send_piece(lw_backend *backend, cu_stage *stage, char *dst, const char *src, size_t bytes,
+                            lw_error *err) {
+    cudaStream_t stream = cu_of(backend)->queue.stream;
+    CU_TRY(backend, err, cudaEventSynchronize(stage->sent));
+    memcpy(stage->memory, src, bytes);
+    CU_TRY(backend, err, cudaMemcpyAsync(dst, stage->memory, bytes, cudaMemcpyHostToDevice, stream));
+    CU_TRY(backend, err, cudaEventRecord(stage->sent, stream));
     return LW_OK;
 }
 
+static cu_stage *next_stage(cu_backend *b) {
+    pthread_mutex_lock(&b->lock);
+    cu_stage *stage = &b->stages[b->next_stage];
+    b->next_stage = (b->next_stage + 1) % CU_STAGES;
+    pthread_mutex_unlock(&b->lock);
+    return stage;
+}
+
 static lw_status gpu_upload(lw_backend *backend, void *dst, const void *src, size_t bytes, lw_error *err) {
-    cu_backend *b = cu_of(backend);
     LW_TRY(cu_enter(backend, err));
     lw_status status = LW_OK;
-    pthread_mutex_lock(&b->lock);
     for (size_t at = 0; at < bytes && status == LW_OK; at += CU_STAGE_BYTES) {
         size_t n = bytes - at < CU_STAGE_BYTES ? bytes - at : CU_STAGE_BYTES;
-        status = send_piece(backend, (char *)dst + at, (const char *)src + at, n, err);
+        cu_stage *stage = next_stage(cu_of(backend));
+        pthread_mutex_lock(&stage->lock);
+        status = send_piece(backend, stage, (char *)dst + at, (const char *)src + at, n, err);
+        pthread_mutex_unlock(&stage->lock);
     }
-    pthread_mutex_unlock(&b->lock);
     return status;
 }
 
@@ -235,14 +242,35 @@ static void gpu_close(lw_backend *backend) {
         cu_free_conv_plans(&b->dn, b->conv_plans);
         if (b->dnn) b->dn.Destroy(b->dnn);
         if (b->blas) b->lt.Destroy(b->blas);
-        for (int32_t i = 0; i < CU_STAGES; i++) {
-            if (b->sent[i]) cudaEventDestroy(b->sent[i]);
-            if (b->stage[i]) cudaFreeHost(b->stage[i]);
-        }
+        for (int32_t i = 0; i < CU_STAGES; i++)
+            if (b->stages[i].sent) cudaEventDestroy(b->stages[i].sent);
+        if (b->staging) cudaFreeHost(b->staging);
         if (b->queue.stream) cudaStreamDestroy(b->queue.stream);
     }
+    for (int32_t i = 0; i < CU_STAGES; i++) pthread_mutex_destroy(&b->stages[i].lock);
     pthread_mutex_destroy(&b->lock);
+    lw_pool_free(b->base.pool);
     lw_free(b);
+}
+
+lw_status cu_need_blas(lw_backend *backend, lw_error *err) {
+    cu_backend *b = cu_of(backend);
+    LW_TRY(cu_enter(backend, err));
+    pthread_mutex_lock(&b->lock);
+    cublasStatus_t e = CUBLAS_STATUS_SUCCESS;
+    if (!b->blas) e = lw_fault_hit() ? CUBLAS_STATUS_INTERNAL_ERROR : b->lt.Create(&b->blas);
+    pthread_mutex_unlock(&b->lock);
+    return e == CUBLAS_STATUS_SUCCESS ? LW_OK : cu_fail_blas(backend, err, e, "cublasLtCreate");
+}
+
+lw_status cu_need_dnn(lw_backend *backend, lw_error *err) {
+    cu_backend *b = cu_of(backend);
+    LW_TRY(cu_enter(backend, err));
+    pthread_mutex_lock(&b->lock);
+    cudnnStatus_t e = CUDNN_STATUS_SUCCESS;
+    if (!b->dnn) e = lw_fault_hit() ? CUDNN_STATUS_INTERNAL_ERROR : b->dn.Create(&b->dnn);
+    pthread_mutex_unlock(&b->lock);
+    return e == CUDNN_STATUS_SUCCESS ? LW_OK : cu_fail_dnn(backend, err, e, "cudnnCreate");
 }
 
 /* Whether one of the parts, with commas between them, is in name. */
@@ -313,9 +341,10 @@ static lw_status open_device(cu_backend *b, lw_error *err) {
                        b->index, p.name, p.major, p.minor);
     if (e != cudaSuccess) return cu_fail(&b->base, err, e, "loading the kernels");
     CU_TRY(&b->base, err, cudaStreamCreateWithFlags(&b->queue.stream, cudaStreamNonBlocking));
+    CU_TRY(&b->base, err, cudaMallocHost(&b->staging, (size_t)CU_STAGES * CU_STAGE_BYTES));
     for (int32_t i = 0; i < CU_STAGES; i++) {
-        CU_TRY(&b->base, err, cudaMallocHost(&b->stage[i], CU_STAGE_BYTES));
-        CU_TRY(&b->base, err, cudaEventCreateWithFlags(&b->sent[i], cudaEventDisableTiming));
+        b->stages[i].memory = (char *)b->staging + (size_t)i * CU_STAGE_BYTES;
+        CU_TRY(&b->base, err, cudaEventCreateWithFlags(&b->stages[i].sent, cudaEventDisableTiming));
     }
     enum cudaDriverEntryPointQueryResult found;
     CU_TRY(&b->base, err,
@@ -323,9 +352,6 @@ static lw_status open_device(cu_backend *b, lw_error *err) {
     if (found != cudaDriverEntryPointSuccess) b->encode = NULL;
     LW_TRY(cu_load_blas(&b->lt, err));
     LW_TRY(cu_load_dnn(&b->dn, err));
-    CU_TRY_BLAS(&b->base, err, Create(&b->blas));
-    cudnnStatus_t d = lw_fault_hit() ? CUDNN_STATUS_INTERNAL_ERROR : b->dn.Create(&b->dnn);
-    if (d != CUDNN_STATUS_SUCCESS) return cu_fail_dnn(&b->base, err, d, "cudnnCreate");
     size_t dnn = b->dn.GetVersion(), blas = b->lt.GetVersion();
     char version[16];
     lw_cuda_version(version, sizeof version);
@@ -359,6 +385,7 @@ lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error 
                            .precision = exact ? LW_PRECISION_FP32 : LW_PRECISION_FP16,
                            .act = exact ? LW_F32 : LW_F16,
                            .threads = lw_cpu_count(),
+                           .pool = lw_pool_new(),
                            .alloc = gpu_alloc,
                            .free = gpu_free,
                            .upload = gpu_upload,
@@ -366,7 +393,9 @@ lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error 
                            .close = gpu_close,
                            .behind = &behind};
     pthread_mutex_init(&b->lock, NULL);
-    lw_status status = open_device(b, err);
+    for (int32_t i = 0; i < CU_STAGES; i++) pthread_mutex_init(&b->stages[i].lock, NULL);
+    lw_status status = b->base.pool ? LW_OK : lw_fail(err, LW_ENOMEM, "no memory for the CUDA backend");
+    if (status == LW_OK) status = open_device(b, err);
     if (status != LW_OK) {
         gpu_close(&b->base);
         return status;

@@ -1,22 +1,29 @@
 /* SPDX-License-Identifier: MIT
  * Convolutions by cuDNN's graph API (C descriptors): one convolution node, engines asked of its heuristics, the first
  * that gives the same bits every time and needs no compiler at run time (that costs a second a shape; taken only where
- * nothing else is left). Everything after the sum is one pass of our own in place (cu_combine). Plans are shared by
- * shape: a UNet has a hundred convolutions of thirty shapes. */
+ * nothing else is left). In fp16 the bias belongs to the graph where an engine takes it, so that the sum is rounded
+ * once. Everything after it is one pass of our own in place (cu_combine). Plans are shared by shape: a UNet has a
+ * hundred convolutions of thirty shapes. */
 #include <string.h>
 
 #include "cuda/device.h"
 
-enum { ID_X = 1, ID_W, ID_Y, MAX_ENGINES = 64, MAX_WORKSPACE = 256 << 20 };
+enum { MAX_ENGINES = 64, MAX_WORKSPACE = 256 << 20 };
+enum { ID_X = 1, ID_W, ID_Y, ID_BIAS, ID_SIDE, N_IDS = ID_SIDE, ID_SUM, ID_SIDED }; /* the last two are in no memory */
+
+/* The graph: of the two with a bias, one as the heuristics of today take it, and one as
+ * cudnnConvolutionBiasActivation's engines do, which add a second tensor: the output, times 0. */
+typedef enum conv_kind { CONV_ALONE, CONV_BIAS, CONV_SIDE_BIAS } conv_kind;
 
 typedef struct conv_shape {
     int64_t x[4], x_strides[4], w[4], w_strides[4], y[4], y_strides[4], pad[2], post[2], stride[2];
-    int64_t dtype; /* int64, so that there is no padding to compare */
+    int64_t dtype, bias; /* int64, so that there is no padding to compare; bias: to be added, where an engine can */
 } conv_shape;
 
 struct cu_conv_plan {
     cu_conv_plan *next;
     conv_shape shape;
+    conv_kind kind;
     cudnnBackendDescriptor_t plan;
     size_t workspace_bytes;
 };
@@ -48,37 +55,57 @@ static cudnnStatus_t make_tensor(const cu_dnn_functions *dn, cudnnBackendDescrip
                                  const int64_t dims[4], const int64_t strides[4]) {
     cudnnDataType_t type = dtype == LW_F16 ? CUDNN_DATA_HALF : CUDNN_DATA_FLOAT;
     int64_t alignment = 16;
+    bool nowhere = id > N_IDS;
     DNN(make(dn, out, CUDNN_BACKEND_TENSOR_DESCRIPTOR));
     DNN(set(dn, *out, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &type));
     DNN(set(dn, *out, CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 4, dims));
     DNN(set(dn, *out, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4, strides));
     DNN(set(dn, *out, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1, &id));
     DNN(set(dn, *out, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1, &alignment));
+    if (nowhere) DNN(set(dn, *out, CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1, &nowhere));
     return dn->BackendFinalize(*out);
 }
 
 typedef struct graph { /* all descriptors that a plan is made from */
-    cudnnBackendDescriptor_t x, w, y, conv, op, graph, heuristics;
+    cudnnBackendDescriptor_t x, w, y, bias, side, sum, sided, conv, add, ops[3], graph, heuristics;
+    int64_t n_ops;
 } graph;
 
 static void drop_graph(const cu_dnn_functions *dn, graph *g) {
     drop(dn, &g->heuristics);
     drop(dn, &g->graph);
-    drop(dn, &g->op);
+    for (int i = 0; i < 3; i++) drop(dn, &g->ops[i]);
+    drop(dn, &g->add);
     drop(dn, &g->conv);
+    drop(dn, &g->sided);
+    drop(dn, &g->sum);
+    drop(dn, &g->side);
+    drop(dn, &g->bias);
     drop(dn, &g->y);
     drop(dn, &g->w);
     drop(dn, &g->x);
+    *g = (graph){0};
 }
 
-static cudnnStatus_t make_op(const cu_dnn_functions *dn, graph *g, const conv_shape *s) {
+static cudnnStatus_t make_tensors(const cu_dnn_functions *dn, graph *g, const conv_shape *s, conv_kind kind) {
+    const int64_t c[4] = {1, s->y[1], 1, 1}, c_strides[4] = {s->y[1], 1, s->y[1], s->y[1]};
+    DNN(make_tensor(dn, &g->x, ID_X, s->dtype, s->x, s->x_strides));
+    DNN(make_tensor(dn, &g->w, ID_W, s->dtype, s->w, s->w_strides));
+    DNN(make_tensor(dn, &g->y, ID_Y, s->dtype, s->y, s->y_strides));
+    if (kind == CONV_ALONE) return CUDNN_STATUS_SUCCESS;
+    DNN(make_tensor(dn, &g->bias, ID_BIAS, s->dtype, c, c_strides));
+    DNN(make_tensor(dn, &g->sum, ID_SUM, LW_F32, s->y, s->y_strides));
+    if (kind == CONV_BIAS) return CUDNN_STATUS_SUCCESS;
+    DNN(make_tensor(dn, &g->side, ID_SIDE, s->dtype, s->y, s->y_strides));
+    return make_tensor(dn, &g->sided, ID_SIDED, LW_F32, s->y, s->y_strides);
+}
+
+static cudnnStatus_t make_conv(const cu_dnn_functions *dn, graph *g, const conv_shape *s) {
     cudnnDataType_t compute = CUDNN_DATA_FLOAT;
     cudnnConvolutionMode_t mode = CUDNN_CROSS_CORRELATION;
     int64_t spatial = 2, dilation[2] = {1, 1};
     float one = 1, zero = 0;
-    DNN(make_tensor(dn, &g->x, ID_X, s->dtype, s->x, s->x_strides));
-    DNN(make_tensor(dn, &g->w, ID_W, s->dtype, s->w, s->w_strides));
-    DNN(make_tensor(dn, &g->y, ID_Y, s->dtype, s->y, s->y_strides));
+    cudnnBackendDescriptor_t *op = &g->ops[g->n_ops++], *out = g->sum ? &g->sum : &g->y;
     DNN(make(dn, &g->conv, CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR));
     DNN(set(dn, g->conv, CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64, 1, &spatial));
     DNN(set(dn, g->conv, CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &compute));
@@ -88,20 +115,51 @@ static cudnnStatus_t make_op(const cu_dnn_functions *dn, graph *g, const conv_sh
     DNN(set(dn, g->conv, CUDNN_ATTR_CONVOLUTION_DILATIONS, CUDNN_TYPE_INT64, 2, dilation));
     DNN(set(dn, g->conv, CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, CUDNN_TYPE_INT64, 2, s->stride));
     DNN(dn->BackendFinalize(g->conv));
-    DNN(make(dn, &g->op, CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR));
-    DNN(set(dn, g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->conv));
-    DNN(set(dn, g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->x));
-    DNN(set(dn, g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->w));
-    DNN(set(dn, g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->y));
-    DNN(set(dn, g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, CUDNN_TYPE_FLOAT, 1, &one));
-    DNN(set(dn, g->op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, CUDNN_TYPE_FLOAT, 1, &zero));
-    return dn->BackendFinalize(g->op);
+    DNN(make(dn, op, CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR));
+    DNN(set(dn, *op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->conv));
+    DNN(set(dn, *op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->x));
+    DNN(set(dn, *op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->w));
+    DNN(set(dn, *op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, out));
+    DNN(set(dn, *op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, CUDNN_TYPE_FLOAT, 1, &one));
+    DNN(set(dn, *op, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, CUDNN_TYPE_FLOAT, 1, &zero));
+    return dn->BackendFinalize(*op);
+}
+
+/* out = a + times * b, in float */
+static cudnnStatus_t make_add(const cu_dnn_functions *dn, graph *g, cudnnBackendDescriptor_t *a,
+                              cudnnBackendDescriptor_t *b, float times, cudnnBackendDescriptor_t *out) {
+    cudnnDataType_t compute = CUDNN_DATA_FLOAT;
+    cudnnPointwiseMode_t mode = CUDNN_POINTWISE_ADD;
+    float one = 1;
+    cudnnBackendDescriptor_t *op = &g->ops[g->n_ops++];
+    if (!g->add) {
+        DNN(make(dn, &g->add, CUDNN_BACKEND_POINTWISE_DESCRIPTOR));
+        DNN(set(dn, g->add, CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1, &mode));
+        DNN(set(dn, g->add, CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, 1, &compute));
+        DNN(dn->BackendFinalize(g->add));
+    }
+    DNN(make(dn, op, CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR));
+    DNN(set(dn, *op, CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->add));
+    DNN(set(dn, *op, CUDNN_ATTR_OPERATION_POINTWISE_XDESC, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, a));
+    DNN(set(dn, *op, CUDNN_ATTR_OPERATION_POINTWISE_BDESC, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, b));
+    DNN(set(dn, *op, CUDNN_ATTR_OPERATION_POINTWISE_YDESC, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, out));
+    DNN(set(dn, *op, CUDNN_ATTR_OPERATION_POINTWISE_ALPHA1, CUDNN_TYPE_FLOAT, 1, &one));
+    DNN(set(dn, *op, CUDNN_ATTR_OPERATION_POINTWISE_ALPHA2, CUDNN_TYPE_FLOAT, 1, &times));
+    return dn->BackendFinalize(*op);
+}
+
+static cudnnStatus_t make_ops(const cu_dnn_functions *dn, graph *g, const conv_shape *s, conv_kind kind) {
+    DNN(make_tensors(dn, g, s, kind));
+    DNN(make_conv(dn, g, s));
+    if (kind == CONV_SIDE_BIAS) DNN(make_add(dn, g, &g->sum, &g->side, 0, &g->sided));
+    if (kind != CONV_ALONE) DNN(make_add(dn, g, g->sided ? &g->sided : &g->sum, &g->bias, 1, &g->y));
+    return CUDNN_STATUS_SUCCESS;
 }
 
 static cudnnStatus_t make_graph(const cu_dnn_functions *dn, graph *g, cudnnHandle_t handle) {
     DNN(make(dn, &g->graph, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR));
     DNN(set(dn, g->graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle));
-    DNN(set(dn, g->graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &g->op));
+    DNN(set(dn, g->graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, g->n_ops, g->ops));
     return dn->BackendFinalize(g->graph);
 }
 
@@ -189,19 +247,28 @@ static cudnnStatus_t try_mode(const cu_dnn_functions *dn, cu_conv_plan *out, gra
     return e;
 }
 
-static cudnnStatus_t build(const cu_dnn_functions *dn, cu_conv_plan *out, cudnnHandle_t handle) {
+static cudnnStatus_t build_kind(const cu_dnn_functions *dn, cu_conv_plan *out, cudnnHandle_t handle, conv_kind kind,
+                                bool compile) {
     static const cudnnBackendHeurMode_t modes[] = {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK};
     graph g = {0};
-    cudnnStatus_t e = make_op(dn, &g, &out->shape);
+    out->kind = kind;
+    cudnnStatus_t e = make_ops(dn, &g, &out->shape, kind);
     if (e == CUDNN_STATUS_SUCCESS) e = make_graph(dn, &g, handle);
     if (e == CUDNN_STATUS_SUCCESS) {
         e = CUDNN_STATUS_NOT_SUPPORTED;
-        for (int compile = 0; compile < 2 && e != CUDNN_STATUS_SUCCESS; compile++)
-            for (int i = 0; i < 2 && e != CUDNN_STATUS_SUCCESS; i++)
-                e = try_mode(dn, out, &g, handle, modes[i], compile);
+        for (int i = 0; i < 2 && e != CUDNN_STATUS_SUCCESS; i++) e = try_mode(dn, out, &g, handle, modes[i], compile);
     }
     drop_graph(dn, &g);
     return e;
+}
+
+static cudnnStatus_t build(const cu_dnn_functions *dn, cu_conv_plan *out, cudnnHandle_t handle) {
+    if (out->shape.bias && build_kind(dn, out, handle, CONV_BIAS, false) == CUDNN_STATUS_SUCCESS)
+        return CUDNN_STATUS_SUCCESS;
+    if (out->shape.bias && build_kind(dn, out, handle, CONV_SIDE_BIAS, false) == CUDNN_STATUS_SUCCESS)
+        return CUDNN_STATUS_SUCCESS;
+    if (build_kind(dn, out, handle, CONV_ALONE, false) == CUDNN_STATUS_SUCCESS) return CUDNN_STATUS_SUCCESS;
+    return build_kind(dn, out, handle, CONV_ALONE, true);
 }
 
 void cu_free_conv_plans(const cu_dnn_functions *dn, cu_conv_plan *plans) {
@@ -261,6 +328,7 @@ static bool shape_of(const lw_product_args *p, conv_shape *s) {
     for (int i = 0; i < 2; i++) /* rows that no window reaches: as if not padded */
         if (s->post[i] < 0) s->post[i] = 0;
     s->dtype = in->dtype;
+    s->bias = lw_param_is(p->bias) && in->dtype == LW_F16;
     return true;
 }
 
@@ -279,7 +347,7 @@ static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op
     if (!s) return lw_fail(err, LW_ENOMEM, "op %s: no memory for its state", op->name);
     *state = s;
     if (!shape_of(p, &shape)) return lw_fail(err, LW_EINTERNAL, "op %s: pictures at several strides", op->name);
-    LW_TRY(cu_enter(backend, err));
+    LW_TRY(cu_need_dnn(backend, err));
     pthread_mutex_lock(&cu_of(backend)->lock);
     lw_status status = find_plan(backend, &shape, &s->plan, err);
     pthread_mutex_unlock(&cu_of(backend)->lock);
@@ -287,19 +355,21 @@ static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op
     if (!s->plan->plan) return cu_conv2d_mma.prepare(backend, params, op, &s->own, workspace_bytes, err);
     *workspace_bytes = s->plan->workspace_bytes ? s->plan->workspace_bytes + CU_ALIGN : 0;
     LW_TRY(cu_want_matrix(params, p->w, p->in.a.dtype, &s->weights, err));
+    if (s->plan->kind != CONV_ALONE) return cu_want_matrix(params, p->bias, p->in.a.dtype, &s->bias, err);
     return cu_want_vector(params, p->bias, &s->bias, err);
 }
 
 /* Under the lock: a handle has one stream. */
 static cudnnStatus_t execute(const cu_dnn_functions *dn, cudnnHandle_t handle, cudaStream_t stream,
-                             const cu_conv_plan *plan, void *const pointers[3], void *workspace) {
-    static const int64_t ids[3] = {ID_X, ID_W, ID_Y};
+                             const cu_conv_plan *plan, void *const pointers[N_IDS], void *workspace) {
+    static const int64_t ids[N_IDS] = {ID_X, ID_W, ID_Y, ID_BIAS, ID_SIDE};
+    int64_t n = plan->kind == CONV_ALONE ? 3 : plan->kind == CONV_BIAS ? 4 : 5;
     cudnnBackendDescriptor_t pack = NULL;
     DNN(dn->SetStream(handle, stream));
     DNN(make(dn, &pack, CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR));
-    cudnnStatus_t e = set(dn, pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, 3, ids);
+    cudnnStatus_t e = set(dn, pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, n, ids);
     if (e == CUDNN_STATUS_SUCCESS)
-        e = set(dn, pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, 3, pointers);
+        e = set(dn, pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, n, pointers);
     if (e == CUDNN_STATUS_SUCCESS)
         e = set(dn, pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace);
     if (e == CUDNN_STATUS_SUCCESS) e = dn->BackendFinalize(pack);
@@ -316,8 +386,8 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
     union {
         const void *c;
         void *m;
-    } weights = {lw_pack_data(params, s->weights)};
-    void *const pointers[3] = {lw_at(r, p->in.a), weights.m, lw_at(r, p->out)};
+    } weights = {lw_pack_data(params, s->weights)}, bias = {lw_pack_data(params, s->bias)};
+    void *out = lw_at(r, p->out), *const pointers[N_IDS] = {lw_at(r, p->in.a), weights.m, out, bias.m, out};
     cudaStream_t stream = cu_stream(backend, r);
     LW_TRY(cu_enter(backend, err));
     pthread_mutex_lock(&cu_of(backend)->lock);
@@ -326,7 +396,7 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
                                                cu_align(r->workspace));
     pthread_mutex_unlock(&cu_of(backend)->lock);
     if (e != CUDNN_STATUS_SUCCESS) return cu_fail_dnn(backend, err, e, op->name);
-    cu_epilogue epi = cu_epilogue_at(params, r, &p->epi, s->bias);
+    cu_epilogue epi = cu_epilogue_at(params, r, &p->epi, s->plan->kind == CONV_ALONE ? s->bias : -1);
     if (!epi.bias && !epi.addend.p && !epi.act && !epi.scale && !epi.residual.p) return LW_OK;
     cu_combine_args finish = {.in = cu_view_at(r, p->out), .out = cu_view_at(r, p->out), .splits = 1, .epi = epi};
     return cu_launched(backend, op, cu_combine(cu_order_of(backend, r), &finish), err);

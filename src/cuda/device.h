@@ -16,7 +16,14 @@ typedef struct cu_queue {
     bool captures;
 } cu_queue;
 
-enum { CU_STAGES = 2, CU_STAGE_BYTES = 8 << 20, CU_MAX_TACTICS = 48 };
+enum { CU_STAGES = 8, CU_STAGE_BYTES = 2 << 20, CU_MAX_TACTICS = 48 };
+
+/* Pinned memory that uploads go through: threads fill some while the device empties others. */
+typedef struct cu_stage {
+    pthread_mutex_t lock; /* of the two below */
+    char *memory;
+    cudaEvent_t sent;
+} cu_stage;
 
 typedef struct cu_conv_plan cu_conv_plan; /* cudnn.c */
 
@@ -28,13 +35,13 @@ typedef struct cu_backend {
     cu_queue queue;
     cu_blas_functions lt;
     cu_dnn_functions dn;
-    void *encode; /* the driver's cuTensorMapEncodeTiled, NULL where it has none */
-    bool overlap; /* our products begin while the launch before ends */
-    cublasLtHandle_t blas;
-    cudnnHandle_t dnn;
-    pthread_mutex_t lock;   /* of all below, and of dnn */
-    void *stage[CU_STAGES]; /* pinned memory that uploads go through */
-    cudaEvent_t sent[CU_STAGES];
+    void *encode;          /* the driver's cuTensorMapEncodeTiled, NULL where it has none */
+    bool overlap;          /* our products begin while the launch before ends */
+    cublasLtHandle_t blas; /* NULL until cu_need_blas */
+    cudnnHandle_t dnn;     /* NULL until cu_need_dnn */
+    cu_stage stages[CU_STAGES];
+    void *staging;        /* the memory of all of them */
+    pthread_mutex_t lock; /* of all below, and of dnn */
     int32_t next_stage;
     cu_conv_plan *conv_plans; /* by shape, kept until the backend is closed */
     const lw_tactic *tactics[CU_MAX_TACTICS];
@@ -62,6 +69,10 @@ lw_status cu_fail_dnn(const lw_backend *backend, lw_error *err, cudnnStatus_t e,
 
 /* Makes the backend's device the calling thread's. */
 lw_status cu_enter(lw_backend *backend, lw_error *err);
+/* Enters the device and makes the library's handle where there is none yet: cuDNN's loads some 400 MB of engines, which
+ * a job whose products are all our own does not wait for. */
+lw_status cu_need_blas(lw_backend *backend, lw_error *err);
+lw_status cu_need_dnn(lw_backend *backend, lw_error *err);
 static inline cudaStream_t cu_stream(lw_backend *backend, const lw_run *run) {
     return run->queue ? ((const cu_queue *)run->queue)->stream : cu_of(backend)->queue.stream;
 }

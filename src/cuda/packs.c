@@ -31,44 +31,35 @@ bool cu_rows_uniform(const lw_view *v) {
            (v->g == 1 || v->sg == (int64_t)v->n * v->h * v->w * v->sw);
 }
 
-/* ---- matrices: [O][I][kh][kw] to [O][kh][kw][I], rows in parallel */
-
-typedef struct fill_job {
-    const float *from;
-    void *to;
-    int64_t i, window;
-    bool half;
-} fill_job;
-
-static void fill_rows(void *user, int64_t begin, int64_t end) {
-    const fill_job *j = user;
-    for (int64_t o = begin; o < end; o++)
-        for (int64_t k = 0; k < j->window; k++) {
-            const float *from = j->from + o * j->i * j->window + k;
-            int64_t to = (o * j->window + k) * j->i;
-            if (j->half)
-                for (int64_t i = 0; i < j->i; i++) ((uint16_t *)j->to)[to + i] = lw_f32_to_f16(from[i * j->window]);
-            else
-                for (int64_t i = 0; i < j->i; i++) ((float *)j->to)[to + i] = from[i * j->window];
-        }
-}
-
-static lw_status fill(const float *logical, const int64_t d[4], void *dst, bool half) {
-    fill_job j = {.from = logical, .to = dst, .i = d[1], .window = d[2] * d[3], .half = half};
-    lw_pool *pool = d[0] * j.i * j.window > 1 << 20 ? lw_pool_new() : NULL; /* starting threads costs what a small one takes */
-    lw_parallel_for(pool, lw_cpu_count(), d[0], 1 + (1 << 16) / (d[1] * j.window + 1), fill_rows, &j);
-    lw_pool_free(pool);
-    return LW_OK;
-}
+/* ---- matrices: [O][I][kh][kw] to [O][kh][kw][I]. A window's values lie together in the file and apart in the pack:
+ * they are rounded as they lie, which takes vectors, and then spread. */
 
 static lw_status fill_half(const void *user, const float *logical, const int64_t d[4], void *dst, lw_error *err) {
     (void)user, (void)err;
-    return fill(logical, d, dst, true);
+    enum { TILE = 2048 };
+    uint16_t *to = dst, rounded[TILE];
+    int64_t window = d[2] * d[3], row = d[1] * window;
+    if (window == 1) return lw_to_f16(logical, to, (size_t)(d[0] * row)), LW_OK;
+    for (int64_t o = 0; o < d[0]; o++, logical += row, to += row)
+        for (int64_t at = 0, i = 0, k = 0; at < row; at += TILE) {
+            int64_t n = row - at < TILE ? row - at : TILE;
+            lw_to_f16(logical + at, rounded, (size_t)n);
+            for (int64_t j = 0; j < n; j++) {
+                to[k * d[1] + i] = rounded[j];
+                if (++k == window) k = 0, i++;
+            }
+        }
+    return LW_OK;
 }
 
 static lw_status fill_float(const void *user, const float *logical, const int64_t d[4], void *dst, lw_error *err) {
     (void)user, (void)err;
-    return fill(logical, d, dst, false);
+    float *to = dst;
+    int64_t window = d[2] * d[3];
+    for (int64_t o = 0; o < d[0]; o++, to += d[1] * window)
+        for (int64_t i = 0; i < d[1]; i++)
+            for (int64_t k = 0; k < window; k++) to[k * d[1] + i] = *logical++;
+    return LW_OK;
 }
 
 lw_status cu_want_matrix(lw_params *params, lw_param p, lw_dtype dtype, int32_t *index, lw_error *err) {
@@ -76,6 +67,7 @@ lw_status cu_want_matrix(lw_params *params, lw_param p, lw_dtype dtype, int32_t 
     lw_param_dims(params, p, d);
     bool half = dtype == LW_F16;
     lw_form form = {.bytes = (size_t)(d[0] * d[1] * d[2] * d[3]) * lw_dtype_bytes(dtype),
+                    .by_rows = true,
                     .fill = half ? fill_half : fill_float};
     snprintf(form.key, sizeof form.key, half ? "okki_f16" : "okki_f32");
     return lw_pack_request(params, p, &form, index, err);

@@ -57,10 +57,11 @@ static lw_status source_dims(void *user, const char *name, int64_t dims[4], lw_e
     return LW_OK;
 }
 
-static lw_status source_read(void *user, const char *name, float *dst, lw_error *err) {
+static lw_status source_read(void *user, const char *name, int64_t row, int64_t n, float *dst, lw_error *err) {
     const lw_weights *store;
     const lw_tensor *t = find(user, name, &store);
-    return t ? lw_tensor_read(store, t, dst, err) : lw_fail(err, LW_EINTERNAL, "tensor %s was there and is not", name);
+    if (!t) return lw_fail(err, LW_EINTERNAL, "tensor %s was there and is not", name);
+    return lw_tensor_read_rows(store, t, row, n, dst, err);
 }
 
 lw_tensor_source lw_model_source(lw_model *model) { return (lw_tensor_source){model, source_dims, source_read}; }

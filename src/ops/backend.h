@@ -38,8 +38,11 @@ static inline void *lw_at(const lw_run *run, lw_view v) { return lw_view_is(v) ?
 typedef struct lw_form {
     char key[96];
     size_t bytes;
+    /* Rows follow each other in equally many bytes, so that fill may be given some of them: a parameter of fewer rows.
+     */
+    bool by_rows;
     /* logical: [O][I][kh][kw] floats; dst: host memory of `bytes`. user: user_bytes copied from what the form was
-     * requested with. */
+     * requested with. Called from several threads at once. */
     lw_status (*fill)(const void *user, const float *logical, const int64_t dims[4], void *dst, lw_error *err);
     const void *user;
     size_t user_bytes;
@@ -82,6 +85,7 @@ struct lw_backend {
     int32_t n_tactics;
     lw_status (*alloc)(lw_backend *backend, size_t bytes, void **out, lw_error *err); /* 64-byte aligned, zeroed */
     void (*free)(lw_backend *backend, void *p);
+    /* From any thread; src may be used again when it returns. */
     lw_status (*upload)(lw_backend *backend, void *dst, const void *src, size_t bytes, lw_error *err);
     lw_status (*download)(lw_backend *backend, void *dst, const void *src, size_t bytes, lw_error *err);
     void (*close)(lw_backend *backend);

@@ -70,12 +70,13 @@ typedef struct lw_param {
 #define LW_NO_PARAM ((lw_param){-1})
 static inline bool lw_param_is(lw_param p) { return p.id >= 0; }
 
-/* Where tensors come from. dims: at most 4, missing ones 1. */
+/* Where tensors come from. dims: at most 4, missing ones 1. read: n of the rows that dims[0] counts, from `row` on;
+ * called from several threads at once. */
 typedef struct lw_tensor_source {
     void *user;
     lw_status (*dims)(void *user, const char *name, int64_t dims[4],
                       lw_error *err); /* LW_EMODEL: missing, rank over 4 */
-    lw_status (*read)(void *user, const char *name, float *dst, lw_error *err);
+    lw_status (*read)(void *user, const char *name, int64_t row, int64_t n, float *dst, lw_error *err);
 } lw_tensor_source;
 
 /* The append-only table of parameters and of their packs. Shared by plans of one engine; thread-safe. */

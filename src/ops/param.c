@@ -22,10 +22,21 @@ typedef struct pack {
     int32_t param;
     lw_form form;
     void *user;
-    void *data; /* device memory once filled */
+    void *data; /* in one of the params' memories, once it is filled */
 } pack;
 
-enum { BLOCK = 1024, N_BLOCKS = 256 };
+typedef struct memory { /* of the device, for packs that were filled together */
+    struct memory *next;
+    void *at;
+} memory;
+
+enum {
+    BLOCK = 1024,
+    N_BLOCKS = 256,
+    PACK_ALIGN = 256,
+    MEMORY_BYTES = 128 << 20, /* or as much as is left: allocations cost a device more than filling them does */
+    SLICE = 512 << 10         /* values that a thread takes at a time: they stay in its L2 */
+};
 
 struct lw_params {
     pthread_mutex_t lock;
@@ -34,6 +45,7 @@ struct lw_params {
     int32_t n_nodes, n_packs, n_filled;
     node *nodes[N_BLOCKS];
     pack *packs[N_BLOCKS];
+    memory *memories;
 };
 
 static node *node_at(const lw_params *params, int32_t i) { return &params->nodes[i / BLOCK][i % BLOCK]; }
@@ -57,8 +69,7 @@ lw_status lw_params_new(lw_params **out, const lw_tensor_source *source, lw_erro
 
 void lw_params_free(lw_params *params, lw_backend *backend) {
     if (!params) return;
-    for (int32_t i = 0; i < params->n_packs; i++)
-        if (pack_at(params, i)->data) backend->free(backend, pack_at(params, i)->data);
+    for (memory *m = params->memories; m; m = m->next) backend->free(backend, m->at);
     pthread_mutex_destroy(&params->lock);
     lw_arena_free(params->arena);
     lw_free(params);
@@ -187,59 +198,87 @@ bool lw_params_took(lw_params *params, const char *name) {
 
 const char *lw_param_key(const lw_params *params, lw_param p) { return node_at(params, p.id)->key; }
 
-static lw_status eval_pad(const lw_params *params, const node *n, float *dst, lw_error *err) {
-    const node *of = node_at(params, n->parts[0]);
-    float *inner = lw_alloc(volume(of->dims), sizeof *inner);
-    if (!inner) return lw_fail(err, LW_ENOMEM, "parameter %s: no memory for %zu values", of->key, volume(of->dims));
-    lw_status status = lw_param_eval(params, (lw_param){n->parts[0]}, inner, err);
-    size_t row = (size_t)(of->dims[1] * of->dims[2] * of->dims[3]),
-           padded = (size_t)(n->dims[1] * n->dims[2] * n->dims[3]);
-    memset(dst, 0, volume(n->dims) * sizeof *dst);
-    for (int64_t o = 0; o < of->dims[0]; o++)
-        memcpy(dst + (size_t)o * padded, inner + (size_t)o * row, row * sizeof *dst);
-    lw_free(inner);
-    return status;
+/* ---- values: rows [row, row + n) of an expression, so that no more than those need memory */
+
+static lw_status eval_rows(const lw_params *params, int32_t id, int64_t row, int64_t n, float *dst, lw_error *err);
+
+static size_t row_values(const node *n) { return (size_t)(n->dims[1] * n->dims[2] * n->dims[3]); }
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static lw_status eval_concat(const lw_params *params, const node *n, int64_t row, int64_t rows, float *dst,
+                             lw_error *err) {
+    for (int32_t i = 0; i < n->n_parts && rows > 0; i++) {
+        int64_t there = node_at(params, n->parts[i])->dims[0], take = smaller(rows, there - row);
+        if (take > 0) {
+            LW_TRY(eval_rows(params, n->parts[i], row, take, dst, err));
+            dst += (size_t)take * row_values(n);
+            rows -= take;
+            row += take;
+        }
+        row -= there;
+    }
+    return LW_OK;
 }
 
-static lw_status eval_fold(const lw_params *params, const node *n, float *dst, lw_error *err) {
-    const size_t o = (size_t)n->dims[0], i = (size_t)n->dims[1] - 1;
-    float *parts = lw_alloc(o * i + 2 * i, sizeof *parts), *gamma = parts + o * i, *beta = gamma + i;
-    if (!parts) return lw_fail(err, LW_ENOMEM, "parameter %s: no memory for %zu values", n->key, o * i + 2 * i);
+/* The narrower rows come into the end of dst and move forward, each to its place, where none that is still to move
+ * lies. */
+static lw_status eval_pad(const lw_params *params, const node *n, int64_t row, int64_t rows, float *dst,
+                          lw_error *err) {
+    const node *of = node_at(params, n->parts[0]);
+    size_t wide = row_values(n), narrow = row_values(of);
+    int64_t real = smaller(rows, of->dims[0] - row);
+    if (real < 0) real = 0;
+    float *inner = dst + (size_t)real * (wide - narrow);
+    if (real > 0) LW_TRY(eval_rows(params, n->parts[0], row, real, inner, err));
+    for (size_t o = 0; o < (size_t)real; o++) {
+        memmove(dst + o * wide, inner + o * narrow, narrow * sizeof *dst);
+        memset(dst + o * wide + narrow, 0, (wide - narrow) * sizeof *dst);
+    }
+    memset(dst + (size_t)real * wide, 0, (size_t)(rows - real) * wide * sizeof *dst);
+    return LW_OK;
+}
+
+/* The columns of w times gamma, and w . beta behind them. */
+static lw_status eval_fold(const lw_params *params, const node *n, int64_t row, int64_t rows, float *dst,
+                           lw_error *err) {
+    const size_t wide = (size_t)n->dims[1], narrow = wide - 1;
+    float *gamma = lw_alloc(2 * narrow, sizeof *gamma), *beta = gamma + narrow, *inner = dst + rows;
+    if (!gamma) return lw_fail(err, LW_ENOMEM, "parameter %s: no memory for %zu values", n->key, 2 * narrow);
     lw_status status = LW_OK;
-    LW_GO(lw_param_eval(params, (lw_param){n->parts[0]}, parts, err));
-    LW_GO(lw_param_eval(params, (lw_param){n->parts[1]}, gamma, err));
-    LW_GO(lw_param_eval(params, (lw_param){n->parts[2]}, beta, err));
-    for (size_t r = 0; r < o; r++) {
+    LW_GO(eval_rows(params, n->parts[1], 0, (int64_t)narrow, gamma, err));
+    LW_GO(eval_rows(params, n->parts[2], 0, (int64_t)narrow, beta, err));
+    LW_GO(eval_rows(params, n->parts[0], row, rows, inner, err));
+    for (size_t o = 0; o < (size_t)rows; o++) { /* forward, as in eval_pad */
         double offset = 0;
-        for (size_t c = 0; c < i; c++) {
-            dst[r * (i + 1) + c] = parts[r * i + c] * gamma[c];
-            offset += (double)parts[r * i + c] * beta[c];
+        for (size_t i = 0; i < narrow; i++) {
+            float w = inner[o * narrow + i];
+            offset += (double)w * beta[i];
+            dst[o * wide + i] = w * gamma[i];
         }
-        dst[r * (i + 1) + i] = (float)offset;
+        dst[o * wide + narrow] = (float)offset;
     }
 out:
-    lw_free(parts);
+    lw_free(gamma);
     return status;
 }
 
-lw_status lw_param_eval(const lw_params *params, lw_param p, float *dst, lw_error *err) {
-    const node *n = node_at(params, p.id);
-    switch (n->kind) {
-    case NODE_TAKE: return params->source.read(params->source.user, n->key, dst, err);
-    case NODE_CONCAT:
-        for (int32_t i = 0; i < n->n_parts; i++) {
-            LW_TRY(lw_param_eval(params, (lw_param){n->parts[i]}, dst, err));
-            dst += volume(node_at(params, n->parts[i])->dims);
-        }
-        return LW_OK;
-    case NODE_PAD: return eval_pad(params, n, dst, err);
-    case NODE_FOLD: return eval_fold(params, n, dst, err);
+static lw_status eval_rows(const lw_params *params, int32_t id, int64_t row, int64_t n, float *dst, lw_error *err) {
+    const node *of = node_at(params, id);
+    switch (of->kind) {
+    case NODE_TAKE: return params->source.read(params->source.user, of->key, row, n, dst, err);
+    case NODE_CONCAT: return eval_concat(params, of, row, n, dst, err);
+    case NODE_PAD: return eval_pad(params, of, row, n, dst, err);
+    case NODE_FOLD: return eval_fold(params, of, row, n, dst, err);
     case NODE_SCALE:
-        LW_TRY(lw_param_eval(params, (lw_param){n->parts[0]}, dst, err));
-        for (size_t i = 0; i < volume(n->dims); i++) dst[i] = (float)((double)dst[i] * n->factor);
+        LW_TRY(eval_rows(params, of->parts[0], row, n, dst, err));
+        for (size_t i = 0; i < (size_t)n * row_values(of); i++) dst[i] = (float)((double)dst[i] * of->factor);
         return LW_OK;
     }
     return LW_OK;
+}
+
+lw_status lw_param_eval(const lw_params *params, lw_param p, float *dst, lw_error *err) {
+    return eval_rows(params, p.id, 0, node_at(params, p.id)->dims[0], dst, err);
 }
 
 /* ---- packs */
@@ -276,7 +315,10 @@ static lw_status fill_plain(const void *user, const float *logical, const int64_
 }
 
 lw_status lw_pack_plain(lw_params *params, lw_param p, int32_t *index, lw_error *err) {
-    lw_form form = {.key = "plain", .bytes = volume(node_at(params, p.id)->dims) * sizeof(float), .fill = fill_plain};
+    lw_form form = {.key = "plain",
+                    .bytes = volume(node_at(params, p.id)->dims) * sizeof(float),
+                    .by_rows = true,
+                    .fill = fill_plain};
     return lw_pack_request(params, p, &form, index, err);
 }
 
@@ -299,37 +341,200 @@ static uint64_t sum_bytes(const lw_params *params, bool filled) {
 uint64_t lw_params_bytes(const lw_params *params) { return sum_bytes(params, false); }
 uint64_t lw_params_filled_bytes(const lw_params *params) { return sum_bytes(params, true); }
 
-static lw_status fill_one(lw_params *params, lw_backend *backend, pack *k, lw_error *err) {
+/* ---- filling: slices of rows by the backend's threads. A slice is read, made floats, packed and sent while it is in a
+ * core's cache, and no more host memory is needed than a slice a thread. A form that needs all rows at once is filled
+ * by one thread from a whole parameter, whose slices the others read. */
+
+typedef struct slice {
+    const pack *pack;
+    int64_t row, n;
+    float *to; /* only its values are wanted, here; NULL: its part of the pack */
+} slice;
+
+typedef struct scratch {
+    struct scratch *next;
+    float *values;
+    void *packed;
+} scratch;
+
+typedef struct filling {
+    const lw_params *params;
+    lw_backend *backend;
+    const slice *slices;
+    size_t most_values, most_bytes; /* of a slice; bytes 0: packed where it stays */
+    pthread_mutex_t lock;           /* of all below */
+    scratch *idle;
+    int64_t failed; /* the first slice that did, n for none: the same one whatever thread is first */
+    lw_status status;
+    lw_error err;
+} filling;
+
+static int64_t slice_rows(const node *n) { return (int64_t)row_values(n) < SLICE ? SLICE / (int64_t)row_values(n) : 1; }
+
+static size_t row_bytes(const lw_params *params, const pack *k) {
+    return k->form.bytes / (size_t)node_at(params, k->param)->dims[0];
+}
+
+static void drop_scratch(scratch *k) {
+    if (!k) return;
+    lw_free(k->values);
+    lw_free(k->packed);
+    lw_free(k);
+}
+
+static scratch *take_scratch(filling *f) {
+    pthread_mutex_lock(&f->lock);
+    scratch *k = f->idle;
+    if (k) f->idle = k->next;
+    pthread_mutex_unlock(&f->lock);
+    if (k) return k;
+    k = lw_alloc(1, sizeof *k);
+    if (!k) return NULL;
+    k->values = lw_alloc_aligned(f->most_values * sizeof *k->values);
+    if (f->most_bytes) k->packed = lw_alloc_aligned(f->most_bytes);
+    if (k->values && (k->packed || !f->most_bytes)) return k;
+    drop_scratch(k);
+    return NULL;
+}
+
+static lw_status fill_slice(filling *f, const slice *s, lw_error *err) {
+    const pack *k = s->pack;
+    const node *n = node_at(f->params, k->param);
+    const int64_t d[4] = {s->n, n->dims[1], n->dims[2], n->dims[3]};
+    if (s->to) return eval_rows(f->params, k->param, s->row, s->n, s->to, err);
+    size_t each = row_bytes(f->params, k);
+    char *device = (char *)k->data + (size_t)s->row * each;
+    bool host = f->most_bytes == 0;
+    scratch *mine = take_scratch(f);
+    if (!mine) return lw_fail(err, LW_ENOMEM, "parameter %s: no memory for %zu values", n->key, f->most_values);
+    lw_status status = eval_rows(f->params, k->param, s->row, s->n, mine->values, err);
+    if (status == LW_OK) status = k->form.fill(k->user, mine->values, d, host ? device : mine->packed, err);
+    if (status == LW_OK && !host)
+        status = f->backend->upload(f->backend, device, mine->packed, (size_t)s->n * each, err);
+    pthread_mutex_lock(&f->lock);
+    mine->next = f->idle;
+    f->idle = mine;
+    pthread_mutex_unlock(&f->lock);
+    return status;
+}
+
+static void fill_range(void *user, int64_t begin, int64_t end) {
+    filling *f = user;
+    for (int64_t i = begin; i < end; i++) {
+        lw_error err;
+        pthread_mutex_lock(&f->lock);
+        bool wanted = i < f->failed;
+        pthread_mutex_unlock(&f->lock);
+        if (!wanted) return;
+        lw_status status = fill_slice(f, &f->slices[i], &err);
+        pthread_mutex_lock(&f->lock);
+        if (status != LW_OK && i < f->failed) f->failed = i, f->status = status, f->err = err;
+        pthread_mutex_unlock(&f->lock);
+    }
+}
+
+static lw_status run_slices(const lw_params *params, lw_backend *backend, const slice *slices, int64_t n,
+                            lw_error *err) {
+    filling f = {.params = params, .backend = backend, .slices = slices, .failed = n};
+    bool host = backend->device == LW_DEVICE_CPU;
+    for (int64_t i = 0; i < n; i++) {
+        size_t values = (size_t)slices[i].n * row_values(node_at(params, slices[i].pack->param)),
+               bytes = host || slices[i].to ? 0 : (size_t)slices[i].n * row_bytes(params, slices[i].pack);
+        if (values > f.most_values) f.most_values = values;
+        if (bytes > f.most_bytes) f.most_bytes = bytes;
+    }
+    pthread_mutex_init(&f.lock, NULL);
+    lw_parallel_for(backend->pool, backend->threads, n, 1, fill_range, &f);
+    for (scratch *k = f.idle, *next; k; k = next) {
+        next = k->next;
+        drop_scratch(k);
+    }
+    pthread_mutex_destroy(&f.lock);
+    if (f.status != LW_OK && err) *err = f.err;
+    return f.status;
+}
+
+/* The slices of a pack, after those that are there; to: as in a slice. */
+static void cut(const lw_params *params, const pack *k, float *to, slice *slices, int64_t *n) {
+    const node *of = node_at(params, k->param);
+    int64_t rows = slice_rows(of);
+    for (int64_t row = 0; row < of->dims[0]; row += rows)
+        slices[(*n)++] = (slice){.pack = k,
+                                 .row = row,
+                                 .n = smaller(rows, of->dims[0] - row),
+                                 .to = to ? to + (size_t)row * row_values(of) : NULL};
+}
+
+static int64_t count_slices(const lw_params *params, const pack *k) {
+    const node *of = node_at(params, k->param);
+    return (of->dims[0] - 1) / slice_rows(of) + 1;
+}
+
+static lw_status fill_whole(lw_params *params, lw_backend *backend, const pack *k, slice *slices, lw_error *err) {
     const node *n = node_at(params, k->param);
     lw_status status = LW_OK;
-    void *device = NULL, *staged = NULL;
-    float *logical = lw_alloc(volume(n->dims), sizeof *logical);
+    void *staged = NULL;
+    int64_t n_slices = 0;
     bool host = backend->device == LW_DEVICE_CPU;
-    if (!logical) return lw_fail(err, LW_ENOMEM, "parameter %s: no memory for %zu values", n->key, volume(n->dims));
-    LW_GO(lw_param_eval(params, (lw_param){k->param}, logical, err));
-    LW_GO(backend->alloc(backend, k->form.bytes, &device, err));
+    float *values = lw_alloc_aligned(volume(n->dims) * sizeof *values);
     if (!host) staged = lw_alloc_aligned(k->form.bytes);
-    if (!host && !staged) {
-        status = lw_fail(err, LW_ENOMEM, "parameter %s: no memory for %zu bytes", n->key, k->form.bytes);
+    if (!values || (!host && !staged)) {
+        status = lw_fail(err, LW_ENOMEM, "parameter %s: no memory for %zu values", n->key, volume(n->dims));
         goto out;
     }
-    LW_GO(k->form.fill(k->user, logical, n->dims, host ? device : staged, err));
-    if (!host) LW_GO(backend->upload(backend, device, staged, k->form.bytes, err));
-    k->data = device;
-    device = NULL;
+    cut(params, k, values, slices, &n_slices);
+    LW_GO(run_slices(params, backend, slices, n_slices, err));
+    LW_GO(k->form.fill(k->user, values, n->dims, host ? k->data : staged, err));
+    if (!host) LW_GO(backend->upload(backend, k->data, staged, k->form.bytes, err));
 out:
-    if (device) backend->free(backend, device);
     lw_free(staged);
-    lw_free(logical);
+    lw_free(values);
+    return status;
+}
+
+/* The packs from n_filled up to end, in one memory of so many bytes: all of them, or none. */
+static lw_status fill_memory(lw_params *params, lw_backend *backend, int32_t end, size_t bytes, lw_error *err) {
+    lw_status status = LW_OK;
+    int64_t n = 0, room = 0;
+    slice *slices = NULL;
+    void *at = NULL;
+    memory *m = lw_arena_alloc(params->arena, 1, sizeof *m);
+    for (int32_t i = params->n_filled; i < end; i++) room += count_slices(params, pack_at(params, i));
+    slices = m ? lw_alloc((size_t)room, sizeof *slices) : NULL;
+    if (!slices) LW_GO(lw_fail(err, LW_ENOMEM, "parameters: no memory for a list of %lld slices", (long long)room));
+    LW_GO(backend->alloc(backend, bytes, &at, err));
+    char *to = at;
+    for (int32_t i = params->n_filled; i < end; i++) {
+        pack *k = pack_at(params, i);
+        k->data = to;
+        to += lw_round_up(k->form.bytes, PACK_ALIGN);
+        if (k->form.by_rows) cut(params, k, NULL, slices, &n);
+    }
+    LW_GO(run_slices(params, backend, slices, n, err));
+    for (int32_t i = params->n_filled; i < end; i++)
+        if (!pack_at(params, i)->form.by_rows) LW_GO(fill_whole(params, backend, pack_at(params, i), slices, err));
+    *m = (memory){params->memories, at};
+    params->memories = m;
+    params->n_filled = end;
+    at = NULL;
+out:
+    if (at) {
+        for (int32_t i = params->n_filled; i < end; i++) pack_at(params, i)->data = NULL;
+        backend->free(backend, at);
+    }
+    lw_free(slices);
     return status;
 }
 
 lw_status lw_params_fill(lw_params *params, lw_backend *backend, lw_error *err) {
     lw_status status = LW_OK;
     pthread_mutex_lock(&params->lock);
-    for (; params->n_filled < params->n_packs && status == LW_OK;) {
-        status = fill_one(params, backend, pack_at(params, params->n_filled), err);
-        if (status == LW_OK) params->n_filled++;
+    while (params->n_filled < params->n_packs && status == LW_OK) {
+        size_t bytes = 0;
+        int32_t end = params->n_filled;
+        do bytes += lw_round_up(pack_at(params, end++)->form.bytes, PACK_ALIGN);
+        while (end < params->n_packs && bytes < MEMORY_BYTES);
+        status = fill_memory(params, backend, end, bytes, err);
     }
     pthread_mutex_unlock(&params->lock);
     return status;

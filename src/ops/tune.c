@@ -89,13 +89,16 @@ static lw_status weight_dims(void *user, const char *name, int64_t dims[4], lw_e
 }
 
 /* Numbers of both signs about as large as a network's, none of them denormal. */
-static lw_status weight_read(void *user, const char *name, float *dst, lw_error *err) {
+static lw_status weight_read(void *user, const char *name, int64_t row, int64_t n, float *dst, lw_error *err) {
     int64_t d[4];
     LW_TRY(weight_dims(user, name, d, err));
-    uint32_t x = 1;
-    for (int64_t i = 0; i < d[0] * d[1] * d[2] * d[3]; i++) {
-        x = x * 1664525u + 1013904223u;
-        dst[i] = ((float)(x >> 8) * 0x1p-23f - 1) * 0.05f;
+    int64_t each = d[1] * d[2] * d[3];
+    for (int64_t o = 0; o < n; o++) {
+        uint32_t x = (uint32_t)(row + o) * 2654435761u + 1;
+        for (int64_t i = 0; i < each; i++) {
+            x = x * 1664525u + 1013904223u;
+            *dst++ = ((float)(x >> 8) * 0x1p-23f - 1) * 0.05f;
+        }
     }
     return LW_OK;
 }

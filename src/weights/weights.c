@@ -282,23 +282,30 @@ static bool all_finite(const float *v, size_t n) {
     return !bad;
 }
 
-static lw_status check_finite(const lw_weights *w, const lw_tensor *t, const float *v, size_t first, size_t n,
+/* Rows of a tensor, as a tensor of their own. */
+typedef struct slice {
+    lw_tensor part;
+    size_t first, of; /* its first element, and how many there are in the tensor */
+} slice;
+
+static lw_status check_finite(const lw_weights *w, const slice *s, const float *v, size_t first, size_t n,
                               lw_error *err) {
     if (all_finite(v, n)) return LW_OK;
     size_t i = 0;
     while (all_finite(v + i, 1)) i++;
-    return lw_fail(err, LW_EMODEL, "%s: weight %s: value %zu of %zu is %s", w->sources[t->source].name, t->key,
-                   first + i, t->n, v[i] != v[i] ? "NaN" : "infinite as a float");
+    return lw_fail(err, LW_EMODEL, "%s: weight %s: value %zu of %zu is %s", w->sources[s->part.source].name,
+                   s->part.key, s->first + first + i, s->of, v[i] != v[i] ? "NaN" : "infinite as a float");
 }
 
-static lw_status read_contiguous(const lw_weights *w, const lw_tensor *t, float *dst, uint8_t *buffer, lw_error *err) {
+static lw_status read_contiguous(const lw_weights *w, const slice *s, float *dst, uint8_t *buffer, lw_error *err) {
+    const lw_tensor *t = &s->part;
     size_t each = lw_dtype_bytes(t->dtype), chunk = READ_CHUNK / each;
     for (size_t done = 0; done < t->n; done += chunk) {
         size_t n = t->n - done < chunk ? t->n - done : chunk;
         void *to = t->dtype == LW_F32 ? (void *)(dst + done) : buffer; /* fp32 needs no second copy */
         LW_TRY(lw_source_read(&w->sources[t->source], t->offset + (uint64_t)done * each, to, n * each, err));
         if (t->dtype != LW_F32) lw_to_f32(t->dtype, buffer, dst + done, n);
-        LW_TRY(check_finite(w, t, dst + done, done, n, err));
+        LW_TRY(check_finite(w, s, dst + done, done, n, err));
     }
     return LW_OK;
 }
@@ -311,7 +318,8 @@ static bool is_contiguous(const lw_tensor *t) {
 }
 
 /* A transposed or sliced tensor of a .pth file: its whole extent in the storage is read, then gathered. */
-static lw_status read_strided(const lw_weights *w, const lw_tensor *t, float *dst, lw_error *err) {
+static lw_status read_strided(const lw_weights *w, const slice *s, float *dst, lw_error *err) {
+    const lw_tensor *t = &s->part;
     size_t each = lw_dtype_bytes(t->dtype), extent = 1; /* checked when the file was opened: it lies in the storage */
     int64_t index[LW_MAX_RANK] = {0};
     for (int32_t i = 0; i < t->rank; i++) extent += (size_t)(t->dims[i] - 1) * (size_t)t->strides[i];
@@ -328,15 +336,34 @@ static lw_status read_strided(const lw_weights *w, const lw_tensor *t, float *ds
         }
     }
     lw_free(bytes);
-    return status == LW_OK ? check_finite(w, t, dst, 0, t->n, err) : status;
+    return status == LW_OK ? check_finite(w, s, dst, 0, t->n, err) : status;
+}
+
+static lw_status read_slice(const lw_weights *w, const slice *s, float *dst, lw_error *err) {
+    if (s->part.n == 0) return LW_OK;
+    if (!is_contiguous(&s->part)) return read_strided(w, s, dst, err);
+    uint8_t *buffer = lw_alloc_aligned(READ_CHUNK);
+    if (!buffer) return lw_fail(err, LW_ENOMEM, "%s: no memory to read %s", w->path, s->part.key);
+    lw_status status = read_contiguous(w, s, dst, buffer, err);
+    lw_free(buffer);
+    return status;
 }
 
 lw_status lw_tensor_read(const lw_weights *weights, const lw_tensor *tensor, float *dst, lw_error *err) {
-    if (tensor->n == 0) return LW_OK;
-    if (!is_contiguous(tensor)) return read_strided(weights, tensor, dst, err);
-    uint8_t *buffer = lw_alloc_aligned(READ_CHUNK);
-    if (!buffer) return lw_fail(err, LW_ENOMEM, "%s: no memory to read %s", weights->path, tensor->key);
-    lw_status status = read_contiguous(weights, tensor, dst, buffer, err);
-    lw_free(buffer);
-    return status;
+    return read_slice(weights, &(slice){*tensor, 0, tensor->n}, dst, err);
+}
+
+lw_status lw_tensor_read_rows(const lw_weights *weights, const lw_tensor *tensor, int64_t row, int64_t n, float *dst,
+                              lw_error *err) {
+    int64_t rows = tensor->rank ? tensor->dims[0] : 1;
+    if (row < 0 || n < 0 || row > rows || n > rows - row)
+        return lw_fail(err, LW_EINTERNAL, "%s: rows %lld to %lld are wanted of the %lld of %s", weights->path,
+                       (long long)row, (long long)(row + n), (long long)rows, tensor->key);
+    if (n == rows) return lw_tensor_read(weights, tensor, dst, err);
+    size_t each = tensor->n / (size_t)rows;
+    slice s = {*tensor, (size_t)row * each, tensor->n};
+    s.part.dims[0] = n;
+    s.part.n = (size_t)n * each;
+    s.part.offset += (uint64_t)row * (uint64_t)tensor->strides[0] * lw_dtype_bytes(tensor->dtype);
+    return read_slice(weights, &s, dst, err);
 }

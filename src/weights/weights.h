@@ -52,6 +52,9 @@ const char *lw_weights_path(const lw_weights *weights);
 /* All elements as contiguous row-major floats into dst[tensor->n]. Safe from several threads at once. LW_EMODEL if the
  * file was cut since it was opened, can't be read, or a value is NaN or infinite. */
 lw_status lw_tensor_read(const lw_weights *weights, const lw_tensor *tensor, float *dst, lw_error *err);
+/* The same for n of the rows that dims[0] counts, from `row` on. */
+lw_status lw_tensor_read_rows(const lw_weights *weights, const lw_tensor *tensor, int64_t row, int64_t n, float *dst,
+                              lw_error *err);
 
 /* What lw_model_info promises, from the headers of path alone: {"path","layout","file_bytes","tensors","ignored",
  * "networks":{"unet":{"tensors","parameters","bytes","dtypes":{"F16":tensors}}},"metadata":{key:text}}. *json is freed

@@ -92,9 +92,9 @@ static lw_status make_header(const char *path, const lw_save *save, const lw_sav
 }
 
 void lw_from_f32(lw_dtype dtype, const float *src, void *dst, size_t n) {
+    if (dtype == LW_F16) lw_to_f16(src, dst, n);
     for (size_t i = 0; i < n; i++) {
         if (dtype == LW_F32) ((float *)dst)[i] = src[i];
-        else if (dtype == LW_F16) ((uint16_t *)dst)[i] = lw_f32_to_f16(src[i]);
         else if (dtype == LW_BF16) ((uint16_t *)dst)[i] = lw_f32_to_bf16(src[i]);
         else if (dtype == LW_F64) ((double *)dst)[i] = (double)src[i];
         else if (dtype == LW_I64) ((int64_t *)dst)[i] = (int64_t)src[i];

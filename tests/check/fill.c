@@ -166,15 +166,16 @@ static lw_status source_dims(void *user, const char *name, int64_t dims[4], lw_e
     return LW_OK;
 }
 
-static lw_status source_read(void *user, const char *name, float *dst, lw_error *err) {
+static lw_status source_read(void *user, const char *name, int64_t row, int64_t n, float *dst, lw_error *err) {
     int64_t d[4];
     LW_TRY(source_dims(user, name, d, err));
     uint64_t state = ck_hash(name, *(const uint64_t *)user);
     double mean = *name == 'g' ? 1 : 0, deviation = *name == 'g' || *name == 'b' ? 0.1 : 1;
     if (*name == 'w') deviation = 1 / sqrt((double)(d[1] * d[2] * d[3])); /* outputs as large as inputs */
-    for (int64_t i = 0; i < d[0] * d[1] * d[2] * d[3]; i++) {             /* rounded as a device stores them */
+    int64_t each = d[1] * d[2] * d[3];
+    for (int64_t i = row * each; i < (row + n) * each; i++) { /* rounded as a device stores them */
         float value = (float)(mean + deviation * normal_of(ck_mix(state + (uint64_t)i)));
-        dst[i] = lw_f16_to_f32(lw_f32_to_f16(value));
+        *dst++ = lw_f16_to_f32(lw_f32_to_f16(value));
     }
     return LW_OK;
 }
@@ -192,6 +193,6 @@ float *ck_param_values(const ck_case *c, int32_t id, uint64_t seed) {
     float *values = calloc((size_t)(d[0] * d[1] * d[2] * d[3]), sizeof *values);
     char name[96];
     ck_param_name(c, id, name);
-    if (values) source_read(&seed, name, values, NULL);
+    if (values) source_read(&seed, name, 0, d[0], values, NULL);
     return values;
 }

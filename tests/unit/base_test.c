@@ -49,6 +49,21 @@ static void test_f16_values(void **state) {
     }
 }
 
+/* The loop over many, which is vectorised, gives what one by one does. */
+static void test_f16_arrays(void **state) {
+    (void)state;
+    enum { N = 1 << 16 };
+    static float from[N];
+    static uint16_t got[N];
+    for (uint32_t high = 0; high < 256; high++) { /* every 257th float, from every alignment */
+        size_t offset = high % 8, n = 0;
+        for (uint32_t i = 0; i < N; i++) from[i] = float_of((high << 24) + i * 256 + (i & 255));
+        lw_to_f16(from + offset, got, N - offset);
+        while (n < N - offset && got[n] == lw_f32_to_f16(from[n + offset])) n++;
+        assert_int_equal(n, N - offset);
+    }
+}
+
 /* Between each two neighbours: the middle goes to the even one, the floats beside it to the nearer one. */
 static void test_f16_rounding(void **state) {
     (void)state;
@@ -311,11 +326,11 @@ static void test_clock(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_f16_values), cmocka_unit_test(test_f16_rounding), cmocka_unit_test(test_bf16),
-        cmocka_unit_test(test_dtypes),     cmocka_unit_test(test_fail),         cmocka_unit_test(test_nearest),
-        cmocka_unit_test(test_arithmetic), cmocka_unit_test(test_alloc),        cmocka_unit_test(test_faults),
-        cmocka_unit_test(test_arena),      cmocka_unit_test(test_parallel_for), cmocka_unit_test(test_nested),
-        cmocka_unit_test(test_clock),
+        cmocka_unit_test(test_f16_values), cmocka_unit_test(test_f16_rounding), cmocka_unit_test(test_f16_arrays),
+        cmocka_unit_test(test_bf16),       cmocka_unit_test(test_dtypes),       cmocka_unit_test(test_fail),
+        cmocka_unit_test(test_nearest),    cmocka_unit_test(test_arithmetic),   cmocka_unit_test(test_alloc),
+        cmocka_unit_test(test_faults),     cmocka_unit_test(test_arena),        cmocka_unit_test(test_parallel_for),
+        cmocka_unit_test(test_nested),     cmocka_unit_test(test_clock),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

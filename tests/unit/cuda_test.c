@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * What of the CUDA backend can be tested without a GPU: the libraries' table, and the errors of a machine without one.
+ * What of the CUDA backend can be tested without a GPU: the libraries' table, packs, and the errors of a machine
+ * without one.
  */
 #include "fixture.h"
 
@@ -41,6 +42,88 @@ static void the_libraries_have_every_function(void **state) {
     else assert_non_null(strstr(err.message, "libcublasLt.so"));
     if (cu_load_dnn(&dn, &err) == LW_OK) assert_int_equal(dn.GetVersion() / 10000, CUDNN_MAJOR);
     else assert_non_null(strstr(err.message, "libcudnn.so"));
+}
+
+/* ---- packs, by a device that is the host's memory */
+
+static lw_status host_alloc(lw_backend *backend, size_t bytes, void **out, lw_error *err) {
+    (void)backend;
+    *out = lw_alloc_aligned(bytes);
+    return *out ? LW_OK : lw_fail(err, LW_ENOMEM, "no memory");
+}
+
+static void host_free(lw_backend *backend, void *p) {
+    (void)backend;
+    lw_free(p);
+}
+
+static lw_status host_upload(lw_backend *backend, void *dst, const void *src, size_t bytes, lw_error *err) {
+    (void)backend, (void)err;
+    memcpy(dst, src, bytes);
+    return LW_OK;
+}
+
+/* Names are shapes. */
+static lw_status shape_dims(void *user, const char *name, int64_t d[4], lw_error *err) {
+    (void)user, (void)err;
+    long long n[4];
+    assert_int_equal(sscanf(name, "%lld.%lld.%lld.%lld", &n[0], &n[1], &n[2], &n[3]), 4);
+    for (int i = 0; i < 4; i++) d[i] = n[i];
+    return LW_OK;
+}
+
+static float value_at(int64_t i) { return (float)(i * 7919 % 100003) / 1009.0f - 50; }
+
+static lw_status shape_read(void *user, const char *name, int64_t row, int64_t n, float *dst, lw_error *err) {
+    int64_t d[4];
+    shape_dims(user, name, d, err);
+    int64_t each = d[1] * d[2] * d[3];
+    for (int64_t i = row * each; i < (row + n) * each; i++) *dst++ = value_at(i);
+    return LW_OK;
+}
+
+/* Every shape and type: the window before the channels, rounded once, by one thread or four. */
+static void weights_are_packed(void **state) {
+    (void)state;
+    static const char *const names[] = {"5.24.3.3", "3.700.3.3", "640.1280.1.1", "320.640.3.3", "2.3.70.70", "1.8.1.1"};
+    enum { N = sizeof names / sizeof *names };
+    const lw_tensor_source source = {NULL, shape_dims, shape_read};
+    for (int32_t threads = 1; threads < 5; threads += 3) {
+        lw_backend backend = {.name = "fake",
+                              .device = LW_DEVICE_CUDA,
+                              .threads = threads,
+                              .pool = lw_pool_new(),
+                              .alloc = host_alloc,
+                              .free = host_free,
+                              .upload = host_upload};
+        lw_params *params = NULL;
+        lw_error err;
+        int32_t packs[N][2];
+        assert_int_equal(lw_params_new(&params, &source, &err), LW_OK);
+        lw_program *p = lw_program_new("test", params, LW_F16);
+        for (int i = 0; i < N; i++)
+            for (int half = 0; half < 2; half++)
+                assert_int_equal(cu_want_matrix(params, lw_rec_take(p, names[i], 0, 0, 0, 0), half ? LW_F16 : LW_F32,
+                                                &packs[i][half], &err),
+                                 LW_OK);
+        assert_int_equal(lw_params_fill(params, &backend, &err), LW_OK);
+        for (int t = 0; t < N; t++) {
+            int64_t d[4];
+            shape_dims(NULL, names[t], d, &err);
+            const float *exact = lw_pack_data(params, packs[t][0]);
+            const uint16_t *rounded = lw_pack_data(params, packs[t][1]);
+            assert_int_equal((uintptr_t)rounded % 64, 0);
+            for (int64_t o = 0; o < d[0]; o++)
+                for (int64_t k = 0; k < d[2] * d[3]; k++)
+                    for (int64_t i = 0; i < d[1]; i++, exact++, rounded++) {
+                        float want = value_at((o * d[1] + i) * d[2] * d[3] + k);
+                        assert_true(*exact == want && *rounded == lw_f32_to_f16(want));
+                    }
+        }
+        lw_program_free(p);
+        lw_params_free(params, &backend);
+        lw_pool_free(backend.pool);
+    }
 }
 
 /* No driver, no device, or a number past the last one: one sentence that names the device. */
@@ -137,8 +220,8 @@ int main(void) {
 #ifdef LW_HAVE_CUDA
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_missing_library_is_named), cmocka_unit_test(a_missing_function_is_named),
-        cmocka_unit_test(the_libraries_have_every_function), cmocka_unit_test(a_device_that_is_not_there),
-        cmocka_unit_test(a_step_has_few_launches)};
+        cmocka_unit_test(the_libraries_have_every_function), cmocka_unit_test(weights_are_packed),
+        cmocka_unit_test(a_device_that_is_not_there), cmocka_unit_test(a_step_has_few_launches)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 #else
     puts("this build has no CUDA");

@@ -419,6 +419,11 @@ static void test_good(void **state) {
         assert_int_equal(lw_weights_at(w, 0)->n, 4);
         assert_int_equal(lw_tensor_read(w, lw_weights_at(w, 0), got, &err), LW_OK);
         assert_memory_equal(got, good[i].want, sizeof got);
+        const lw_tensor *t = lw_weights_at(w, 0);
+        for (int64_t row = 0, each = 4 / t->dims[0]; row < t->dims[0]; row++) { /* and its rows by themselves */
+            assert_int_equal(lw_tensor_read_rows(w, t, row, 1, got, &err), LW_OK);
+            assert_memory_equal(got, good[i].want + row * each, (size_t)each * sizeof *got);
+        }
         lw_weights_close(&w);
         free(z.data);
     }
@@ -478,8 +483,7 @@ static void test_memory(void **state) {
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     print_message("%ld KiB at most\n", usage.ru_maxrss);
-    assert_true(usage.ru_maxrss - at_start <
-                64 * 1024); /* what all of the above added, with the test's own copies */
+    assert_true(usage.ru_maxrss - at_start < 64 * 1024); /* what all of the above added, with the test's own copies */
 #endif
 }
 

@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -17,7 +18,7 @@
 
 /* ---- a source whose tensors are named by their shape: "a.O.I.kh.kw", values by name and index */
 
-static int reads;
+static atomic_int reads;
 
 static lw_status source_dims(void *user, const char *name, int64_t dims[4], lw_error *err) {
     long long d[4];
@@ -35,10 +36,11 @@ static float value_of(const char *name, int64_t i) {
     return (float)(h >> 8) / (float)(1 << 23) - 1;
 }
 
-static lw_status source_read(void *user, const char *name, float *dst, lw_error *err) {
+static lw_status source_read(void *user, const char *name, int64_t row, int64_t n, float *dst, lw_error *err) {
     int64_t d[4];
     LW_TRY(source_dims(user, name, d, err));
-    for (int64_t i = 0; i < d[0] * d[1] * d[2] * d[3]; i++) dst[i] = value_of(name, i);
+    int64_t each = d[1] * d[2] * d[3];
+    for (int64_t i = row * each; i < (row + n) * each; i++) *dst++ = value_of(name, i);
     reads++;
     return LW_OK;
 }
@@ -114,7 +116,8 @@ static void test_expressions(void **state) {
     expect_values(params, scaled, want, 16);
     assert_string_equal(lw_param_key(params, scaled), "scale(pad(a.4.3.1.1,4,4),-0.5)");
 
-    lw_param gamma = lw_rec_take(p, "gamma.3.1.1.1", 0, 0, 0, 0), beta = lw_rec_take(p, "beta.3.1.1.1", 0, 0, 0, 0), folded;
+    lw_param gamma = lw_rec_take(p, "gamma.3.1.1.1", 0, 0, 0, 0), beta = lw_rec_take(p, "beta.3.1.1.1", 0, 0, 0, 0),
+             folded;
     lw_error err;
     for (int o = 0; o < 4; o++) {
         double offset = 0;
@@ -177,6 +180,80 @@ static void test_packs(void **state) {
     assert_int_equal(reads, 2);
     const float *v = lw_pack_data(params, first);
     assert_true(v[5] == value_of("a.4.3.1.1", 5));
+    lw_program_free(p);
+    lw_params_free(params, b);
+    b->close(b);
+}
+
+/* A source that fails from a row of a tensor on, whoever asks first. */
+static lw_status read_until(void *user, const char *name, int64_t row, int64_t n, float *dst, lw_error *err) {
+    const int64_t *last = user;
+    if (*name == 'f' && row + n > *last)
+        return lw_fail(err, LW_EMODEL, "%s: row %lld", name, (long long)(row > *last ? row : *last));
+    int64_t d[4];
+    LW_TRY(source_dims(NULL, name, d, err));
+    int64_t each = d[1] * d[2] * d[3];
+    for (int64_t i = row * each; i < (row + n) * each; i++) *dst++ = value_of(name, i);
+    return LW_OK;
+}
+
+/* Parameters of many slices: each expression's rows are those of the whole, whichever threads read them, and what fails
+ * in the middle leaves nothing behind. */
+static void test_slices(void **state) {
+    (void)state;
+    enum { O = 1400, I = 1000, WIDE = 1009 };
+    int64_t last = INT64_MAX;
+    lw_tensor_source slow = {&last, source_dims, read_until};
+    lw_params *params = NULL;
+    lw_error err;
+    assert_int_equal(lw_params_new(&params, &slow, &err), LW_OK);
+    lw_backend *b = open_cpu(true);
+    lw_program *p = lw_program_new("test", params, LW_F32);
+    lw_param a = lw_rec_take(p, "a.1400.1000.1.1", 0, 0, 0, 0), f = lw_rec_take(p, "f.600.1000.1.1", 0, 0, 0, 0),
+             tail = lw_rec_take(p, "b.3.1000.1.1", 0, 0, 0, 0),
+             all = lw_rec_scale(p, lw_rec_pad(p, lw_rec_concat(p, (lw_param[]){tail, a, f}, 3), 2100, WIDE), 2),
+             gamma = lw_rec_take(p, "gamma.1000.1.1.1", 0, 0, 0, 0),
+             beta = lw_rec_take(p, "beta.1000.1.1.1", 0, 0, 0, 0), fold;
+    int32_t plain, whole, folded;
+    assert_int_equal(p->status, LW_OK);
+    assert_int_equal(lw_pack_plain(params, a, &plain, &err), LW_OK);
+    assert_int_equal(lw_pack_plain(params, all, &whole, &err), LW_OK);
+    assert_int_equal(lw_param_fold(params, a, gamma, beta, &fold, &err), LW_OK);
+    assert_int_equal(lw_pack_plain(params, fold, &folded, &err), LW_OK);
+
+    last = 530; /* in the second slice of f, and in the middle of one of all */
+    assert_int_equal(lw_params_fill(params, b, &err), LW_EMODEL);
+    assert_non_null(strstr(err.message, "f.600.1000.1.1: row 530"));
+    assert_null(lw_pack_data(params, plain));
+    assert_int_equal(lw_params_filled_bytes(params), 0);
+    last = INT64_MAX;
+    long calls = 0;
+    for (lw_status status = LW_ENOMEM; status != LW_OK; calls++) {
+        lw_fault_arm(calls + 1, false);
+        status = lw_params_fill(params, b, &err);
+        lw_fault_arm(0, false);
+        assert_true(status == LW_OK || status == LW_ENOMEM);
+        assert_int_equal(lw_params_filled_bytes(params), status == LW_OK ? lw_params_bytes(params) : 0);
+    }
+    assert_true(calls > 4);
+    const float *v = lw_pack_data(params, plain), *w = lw_pack_data(params, whole), *u = lw_pack_data(params, folded);
+    for (int64_t o = 0; o < O; o++) {
+        double offset = 0;
+        for (int64_t i = 0; i < I; i++) {
+            offset += (double)v[o * I + i] * (double)value_of("beta.1000.1.1.1", i);
+            assert_true(*u++ == v[o * I + i] * value_of("gamma.1000.1.1.1", i));
+        }
+        assert_true(*u++ == (float)offset);
+    }
+    for (int64_t i = 0; i < (int64_t)O * I; i++) assert_true(v[i] == value_of("a.1400.1000.1.1", i));
+    for (int64_t o = 0; o < 2100; o++)
+        for (int64_t i = 0; i < WIDE; i++) {
+            float want = o >= 3 + O + 600 || i >= I ? 0
+                         : o < 3                    ? value_of("b.3.1000.1.1", o * I + i)
+                         : o < 3 + O                ? value_of("a.1400.1000.1.1", (o - 3) * I + i)
+                                                    : value_of("f.600.1000.1.1", (o - 3 - O) * I + i);
+            assert_true(*w++ == 2 * want);
+        }
     lw_program_free(p);
     lw_params_free(params, b);
     b->close(b);
@@ -573,7 +650,8 @@ static lw_status own_run(lw_backend *b, const lw_params *params, const lw_op *op
         }
         for (int32_t i = 0; i < rows * per; i++) {
             int32_t ch = k * per + i % per, at = i / per * c + ch;
-            out[at] = (float)(((double)in[at] - mean) / sqrt(m2 / (rows * per) + (double)norm->eps)) * gamma[ch] + beta[ch];
+            out[at] =
+                (float)(((double)in[at] - mean) / sqrt(m2 / (rows * per) + (double)norm->eps)) * gamma[ch] + beta[ch];
         }
     }
     return LW_OK;
@@ -607,12 +685,13 @@ static int32_t run_norm(lw_backend *b, const lw_tactic *first, bool reader, bool
         (lw_apply_args){.in = {.a = a, .b = LW_NO_VIEW, .norm = norm}, .out = input(p, "out", 1, H, C)};
     if (reader) {
         norm.stats_a = lw_view_guidance(stats, G);
-        lw_rec_op(p, LW_OP_APPLY, "more")->apply =
-            (lw_apply_args){.in = {.a = lw_view_guidance(a, G), .b = LW_NO_VIEW, .norm = norm}, .out = input(p, "more", G, H, C)};
+        lw_rec_op(p, LW_OP_APPLY, "more")->apply = (lw_apply_args){
+            .in = {.a = lw_view_guidance(a, G), .b = LW_NO_VIEW, .norm = norm}, .out = input(p, "more", G, H, C)};
     }
     lw_plan *plan = NULL;
     lw_error err = {.message = ""};
-    if (lw_plan_make_with(&plan, b, &(lw_plan_options){.unfused = unfused}, p, &err) != LW_OK) fail_msg("%s", err.message);
+    if (lw_plan_make_with(&plan, b, &(lw_plan_options){.unfused = unfused}, p, &err) != LW_OK)
+        fail_msg("%s", err.message);
     assert_int_equal(lw_params_fill(params, b, NULL), LW_OK);
     static float in[H * H * C], more[G * H * H * C];
     for (int i = 0; i < H * H * C; i++) in[i] = value_of("a", i);
@@ -634,7 +713,8 @@ static int32_t run_norm(lw_backend *b, const lw_tactic *first, bool reader, bool
 
 static void test_own_statistics(void **state) {
     (void)state;
-    static const lw_tactic first = {"own", LW_OP_APPLY, LW_TAKES_ALL | LW_TAKES_STATS, own_supports, own_prepare, own_run, NULL};
+    static const lw_tactic first = {"own",   LW_OP_APPLY, LW_TAKES_ALL | LW_TAKES_STATS, own_supports, own_prepare,
+                                    own_run, NULL};
     static float want[H * H * C], got[H * H * C];
     lw_backend *b = open_cpu(true);
     assert_int_equal(run_norm(b, NULL, false, false, want), 2); /* statistics, norm */
@@ -811,10 +891,10 @@ static void test_faults(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_expressions),     cmocka_unit_test(test_bad_parameters),
-        cmocka_unit_test(test_packs),           cmocka_unit_test(test_statistics_once),
-        cmocka_unit_test(test_externs),         cmocka_unit_test(test_no_overlaps),
-        cmocka_unit_test(test_lowering),        cmocka_unit_test(test_own_statistics),
-        cmocka_unit_test(test_members),
+        cmocka_unit_test(test_packs),           cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_statistics_once), cmocka_unit_test(test_externs),
+        cmocka_unit_test(test_no_overlaps),     cmocka_unit_test(test_lowering),
+        cmocka_unit_test(test_own_statistics),  cmocka_unit_test(test_members),
         cmocka_unit_test(test_members_at_once), cmocka_unit_test(test_run_allocates_nothing),
         cmocka_unit_test(test_faults),
     };

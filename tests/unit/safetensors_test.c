@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 #include <jansson.h>
+#include <math.h>
 
 #define OFFICIAL LW_TEST_DATA "/weights/official.safetensors" /* tools/weight_fixtures.py wrote it */
 
@@ -191,6 +192,38 @@ static void test_chunks(void **state) {
     free(got);
 }
 
+/* Rows are those of the whole tensor; what is wrong in one is told by its place in the tensor. */
+static void test_rows(void **state) {
+    (void)state;
+    enum { ROWS = 61, EACH = 700 };
+    static uint16_t half[ROWS * EACH];
+    static float all[ROWS * EACH], got[ROWS * EACH];
+    for (int i = 0; i < ROWS * EACH; i++) half[i] = lw_f32_to_f16((float)(i % 2039));
+    half[40 * EACH + 7] = 0x7e00;
+    lw_save_tensor t = {"control_model.time_embed.0.weight", LW_F16, 2, {ROWS, EACH}, half};
+    lw_save save = {.tensors = &t, .n = 1};
+    const char *path = "safetensors_test.tmp.rows";
+    lw_error err;
+    assert_int_equal(lw_safetensors_write(path, &save, &err), LW_OK);
+    lw_weights *w = open_or_fail(path);
+    const lw_tensor *weight = lw_weights_at(w, 0);
+    for (int i = 0; i < ROWS * EACH; i++) all[i] = (float)(i % 2039);
+    for (int64_t row = 0; row < 40; row += 9) {
+        memset(got, 0xff, sizeof got);
+        assert_int_equal(lw_tensor_read_rows(w, weight, row, 4, got, &err), LW_OK);
+        assert_memory_equal(got, all + row * EACH, 4 * EACH * sizeof *got);
+        assert_true(isnan(got[4 * EACH]));
+    }
+    assert_int_equal(lw_tensor_read_rows(w, weight, ROWS, 0, got, &err), LW_OK);
+    assert_int_equal(lw_tensor_read_rows(w, weight, 39, 5, got, &err), LW_EMODEL);
+    assert_non_null(strstr(err.message, "value 28007 of 42700 is NaN"));
+    assert_int_equal(lw_tensor_read_rows(w, weight, 60, 2, got, &err), LW_EINTERNAL);
+    assert_non_null(strstr(err.message, "rows 60 to 62 are wanted of the 61"));
+    assert_int_equal(lw_tensor_read_rows(w, weight, -1, 1, got, &err), LW_EINTERNAL);
+    lw_weights_close(&w);
+    unlink(path);
+}
+
 static void test_parts(void **state) {
     (void)state;
     lw_weights *w;
@@ -265,9 +298,9 @@ static void test_faults(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_official), cmocka_unit_test(test_describe),
-                                       cmocka_unit_test(test_write),    cmocka_unit_test(test_chunks),
-                                       cmocka_unit_test(test_parts),    cmocka_unit_test(test_not_models),
-                                       cmocka_unit_test(test_threads),  cmocka_unit_test(test_faults)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_official),   cmocka_unit_test(test_describe), cmocka_unit_test(test_write),
+        cmocka_unit_test(test_chunks),     cmocka_unit_test(test_rows),     cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_not_models), cmocka_unit_test(test_threads),  cmocka_unit_test(test_faults)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * Tuning: the table, its file, what plans make of it, and that a job with other tactics is the same job within rounding. */
+ * Tuning: the table, its file, what plans make of it, and that a job with other tactics is the same job within
+ * rounding. */
 #include "fixture.h"
 
 #include <sys/stat.h>
@@ -129,8 +130,14 @@ static void other_files(void **state) {
          "\"tactic\":\"a_name_that_is_longer_than_any_tactic_of_ours_can_be_at_all\",\"us\":1}",
          0, true},
     };
-    static const char *const broken[] = {"", "{", "[]", "{}", "\"x\"", "{\"linework\":1,\"devices\":{}}",
-                                         "{\"linework\":\"0.1.0\",\"devices\":[]}", "\xff\xfe"};
+    static const char *const broken[] = {"",
+                                         "{",
+                                         "[]",
+                                         "{}",
+                                         "\"x\"",
+                                         "{\"linework\":1,\"devices\":{}}",
+                                         "{\"linework\":\"0.1.0\",\"devices\":[]}",
+                                         "\xff\xfe"};
     lw_backend *backend = open_backend(1);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char text[600];
@@ -161,10 +168,11 @@ static lw_status dims(void *user, const char *name, int64_t d[4], lw_error *err)
     return LW_OK;
 }
 
-static lw_status values(void *user, const char *name, float *dst, lw_error *err) {
+static lw_status values(void *user, const char *name, int64_t row, int64_t n, float *dst, lw_error *err) {
     int64_t d[4];
     dims(user, name, d, err);
-    for (int64_t i = 0; i < d[0] * d[1] * d[2] * d[3]; i++) dst[i] = (float)(i * 37 % 101) / 101 - 0.5f;
+    int64_t each = d[1] * d[2] * d[3];
+    for (int64_t i = row * each; i < (row + n) * each; i++) *dst++ = (float)(i * 37 % 101) / 101 - 0.5f;
     return LW_OK;
 }
 
