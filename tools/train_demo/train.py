@@ -4,7 +4,7 @@
   train.py text --out RUN --minutes 2              the text encoder, on captions alone
   train.py base --out RUN --minutes 8 --crop 16    UNet and ControlNet together, on crops of 16x16 latents
   train.py tune --out RUN --minutes 6              the same, down to a small rate
-  train.py export --out RUN --to models/demo       RUN's averaged weights -> model.safetensors
+  train.py export --out RUN --to models/demo       averaged weights -> model.safetensors
 
 A part looks for RUN/*.pt first, then for the weights of --from (a model.safetensors).
 """
@@ -135,6 +135,16 @@ def start_weights(path, net, prefixes):
     return True
 
 
+def resume(a, net, name, prefixes):
+    """Loads what an earlier part left in --out, or what --from has."""
+    path = os.path.join(a.out, name)
+    if not os.path.exists(path):
+        return start_weights(a.start, net, prefixes)
+    saved = torch.load(path, map_location="cpu")
+    net.load_state_dict(saved.get("avg", saved))
+    return True
+
+
 FIRST_STAGE = {"first_stage_model.": ""}
 REST = {p: p for p in ("model.diffusion_model.", "control_model.", "cond_stage_model.")}
 
@@ -188,7 +198,7 @@ def vae_part(a):
     torch.manual_seed(a.seed)
     net = Autoencoder(M.CONFIG)
     vae = net.vae
-    if start_weights(a.start, vae, FIRST_STAGE):
+    if resume(a, vae, "vae.pt", FIRST_STAGE):
         unfold(vae)
     if a.freeze_encoder:
         # Latents stay as they are, so that what was trained on them stays valid.
@@ -396,9 +406,7 @@ def diffusion_part(a):
     logfile = os.path.join(a.out, a.part + ".log")
     torch.manual_seed(a.seed + (2 if tune else 1))
     vae = M.VAE(M.CONFIG)
-    if os.path.exists(os.path.join(a.out, "vae.pt")):
-        vae.load_state_dict(torch.load(os.path.join(a.out, "vae.pt"), map_location="cpu"))
-    elif not start_weights(a.start, vae, FIRST_STAGE):
+    if not resume(a, vae, "vae.pt", FIRST_STAGE):
         raise SystemExit("no autoencoder: train it first, or give --from")
     vae = vae.to(dev).float().requires_grad_(False)
     encoder = copy.deepcopy(vae).to(memory_format=torch.channels_last).to(torch.float16 if dev == "cuda" else fast_type(dev))
@@ -518,18 +526,18 @@ def show(a, average, vae, tokenizer, name, logfile, pairs=24):
 
 def export_part(a):
     from safetensors.torch import save_file
-    vae = torch.load(os.path.join(a.out, "vae.pt"), map_location="cpu")
-    rest = torch.load(os.path.join(a.out, "diffusion.pt"), map_location="cpu")["avg"]
-    tensors = {"first_stage_model." + k: v for k, v in vae.items()}
-    tensors.update(rest)
+    vae, rest = M.VAE(M.CONFIG), M.Diffusion(M.CONFIG)
+    for net, name, prefixes in ((vae, "vae.pt", FIRST_STAGE), (rest, "diffusion.pt", REST)):
+        if not resume(a, net, name, prefixes):
+            raise SystemExit(f"no {name} in {a.out}: train it first, or give --from")
+    tensors = {"first_stage_model." + k: v for k, v in vae.state_dict().items()}
+    tensors.update(rest.state_dict())
     tensors = {k: v.half().contiguous() for k, v in sorted(tensors.items())}
     for k, v in tensors.items():
         if not torch.isfinite(v).all():
             raise SystemExit(f"{k} is not finite in float16")
-    net = M.VAE(M.CONFIG)
-    net.load_state_dict({k: v.float() for k, v in vae.items()})
     meta = M.metadata(M.CONFIG, {"name": NAME, "resolution": 256, "added_prompt": TAGS, "negative_prompt": "",
-                                 "latent_rgb": latent_rgb(net)})
+                                 "latent_rgb": latent_rgb(vae)})
     os.makedirs(a.to, exist_ok=True)
     path = os.path.join(a.to, "model.safetensors")
     save_file(tensors, path, metadata={"format": "pt", "linework": meta})
