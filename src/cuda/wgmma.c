@@ -160,36 +160,6 @@ static bool supports_normed(const lw_backend *b, const lw_params *params, const 
     return supports_any(b, params, op);
 }
 
-/* Rows of a folded parameter (lw_param_fold), without the offset behind each. */
-static lw_status fill_folded(const void *user, const float *logical, const int64_t d[4], void *dst, lw_error *err) {
-    const size_t columns = (size_t)d[1] - 1;
-    uint16_t *to = dst;
-    (void)user, (void)err;
-    for (int64_t r = 0; r < d[0]; r++, logical += columns + 1, to += columns) lw_to_f16(logical, to, columns);
-    return LW_OK;
-}
-
-/* Of each row the sum of what the product will read, and the offset. */
-static lw_status fill_folded_sums(const void *user, const float *logical, const int64_t d[4], void *dst,
-                                  lw_error *err) {
-    enum { TILE = 512 };
-    const size_t columns = (size_t)d[1] - 1;
-    float *to = dst;
-    uint16_t rounded[TILE];
-    (void)user, (void)err;
-    for (int64_t r = 0; r < d[0]; r++, logical += columns + 1) {
-        double sum = 0;
-        for (size_t at = 0; at < columns; at += TILE) {
-            const size_t n = columns - at < TILE ? columns - at : TILE;
-            lw_to_f16(logical + at, rounded, n);
-            for (size_t c = 0; c < n; c++) sum += (double)lw_f16_to_f32(rounded[c]);
-        }
-        *to++ = (float)sum;
-        *to++ = logical[columns];
-    }
-    return LW_OK;
-}
-
 static lw_status prepare_normed(lw_backend *backend, lw_params *params, const lw_op *op, void **state,
                                 size_t *workspace_bytes, lw_error *err) {
     (void)workspace_bytes;
@@ -202,20 +172,7 @@ static lw_status prepare_normed(lw_backend *backend, lw_params *params, const lw
     s->normed = true;
     for (int32_t i = 0; i < op->n_member; i++) {
         const lw_product_args *p = &op->m[i].product;
-        lw_param folded;
-        int64_t d[4];
-        LW_TRY(lw_param_fold(params, p->w, p->in.norm.gamma, p->in.norm.beta, &folded, err));
-        lw_param_dims(params, folded, d);
-        const lw_form matrix = {.key = "folded_f16",
-                                .bytes = (size_t)(d[0] * (d[1] - 1)) * sizeof(uint16_t),
-                                .by_rows = true,
-                                .fill = fill_folded},
-                      sums = {.key = "folded_sums",
-                              .bytes = (size_t)d[0] * 2 * sizeof(float),
-                              .by_rows = true,
-                              .fill = fill_folded_sums};
-        LW_TRY(lw_pack_request(params, folded, &matrix, &s->weights[i], err));
-        LW_TRY(lw_pack_request(params, folded, &sums, &s->sums[i], err));
+        LW_TRY(cu_want_folded(params, p->w, &p->in.norm, &s->weights[i], &s->sums[i], err));
         LW_TRY(cu_want_vector(params, p->bias, &s->bias[i], err));
     }
     return LW_OK;
