@@ -133,8 +133,8 @@ typedef struct cu_product_args {
     cu_view in, out; /* out.c is half of n_rows for GEGLU */
     const void *weights;
     int32_t n_rows, kh, kw, stride, pad_top, pad_left;
-    /* wgmma.cu alone, NULL: none. Of a linear over layer-normed rows whose weights hold the norm's factors: each weight
-     * row's sum, then its product with the norm's offsets. */
+    /* wgmma.cu alone, NULL: none. Of a linear over layer-normed rows whose weights hold the norm's factors: of each weight
+     * row its sum and its product with the norm's offsets. */
     const float *folded;
     float eps;
     /* wgmma.cu alone, shortcut_weights NULL: none. A 1x1 product of cat(shortcut_a, shortcut_b), as large as the output, that

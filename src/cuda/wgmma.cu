@@ -27,7 +27,7 @@ struct member {
     CUtensorMap input, weights;
     CUtensorMap shortcut[2], shortcut_weights;
     const float *shortcut_bias; /* NULL: none */
-    const float *folded;        /* layer norm: sums of the weights' rows, then offsets; else NULL */
+    const float *folded;        /* layer norm: sum and offset of each weight row; else NULL */
     cu_view out;
     cu_epilogue epi;
 };
@@ -191,7 +191,7 @@ CU_DEVICE int4 row_place(const cu_tiling &t, const cu_view &out, cu_place origin
 
 /* What the epilogue adds to 8 channels from c on of pixels of (g, n), and the sums of weight rows that a norm's mean is
  * taken off by. */
-CU_DEVICE void load_columns(const member &a, int n_rows, int c, int g, int n, float add[8], float sums[8]) {
+CU_DEVICE void load_columns(const member &a, int c, int g, int n, float add[8], float sums[8]) {
     float t[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) add[i] = sums[i] = 0;
@@ -201,12 +201,13 @@ CU_DEVICE void load_columns(const member &a, int n_rows, int c, int g, int n, fl
 #pragma unroll
         for (int i = 0; i < 8; i++) add[i] += t[i];
     }
-    if (a.folded) {
-        load8(a.folded + c, sums);
-        load8(a.folded + n_rows + c, t);
+    if (a.folded)
 #pragma unroll
-        for (int i = 0; i < 8; i++) add[i] += t[i];
-    }
+        for (int half = 0; half < 8; half += 4) {
+            load8(a.folded + 2 * (c + half), t);
+#pragma unroll
+            for (int i = 0; i < 4; i++) sums[half + i] = t[2 * i], add[half + i] += t[2 * i + 1];
+        }
 }
 
 /* Rows rank, rank + SPLITS, … of the tile: sums, epilogue, output. A thread keeps to 8 columns and takes some rows at a
@@ -215,8 +216,7 @@ template <typename R, int BN, int SPLITS, bool GATED>
 CU_DEVICE void finish_rows(const member &a, int gates, const float *sums, const int4 *places, int tile, int rank) {
     const int WIDE = GATED ? BN / 2 : BN, VECTORS = WIDE / 8, LANES = R::THREADS / VECTORS, ROWS = R::BM / SPLITS,
               BATCH = R::BATCH > 4 ? 4 / (1 + GATED) : R::BATCH / (1 + GATED);
-    const int col = threadIdx.x % VECTORS * 8, c = tile * WIDE + col, lane = threadIdx.x / VECTORS,
-              n_rows = GATED ? 2 * a.out.c : a.out.c;
+    const int col = threadIdx.x % VECTORS * 8, c = tile * WIDE + col, lane = threadIdx.x / VECTORS;
     if (lane >= LANES || c >= a.out.c) return;
     const __half *residual = static_cast<const __half *>(a.epi.residual.p);
     float add[8], minus[8], gate_add[8], gate_minus[8], scale = 1;
@@ -245,8 +245,8 @@ CU_DEVICE void finish_rows(const member &a, int gates, const float *sums, const 
             if (at[k].x < 0) continue;
             if (at[k].x != g || at[k].y != n) { /* a tile has pixels of few (g, n) */
                 g = at[k].x, n = at[k].y;
-                load_columns(a, n_rows, c, g, n, add, minus);
-                if (GATED) load_columns(a, n_rows, gates + c, g, n, gate_add, gate_minus);
+                load_columns(a, c, g, n, add, minus);
+                if (GATED) load_columns(a, gates + c, g, n, gate_add, gate_minus);
                 if (a.epi.scale) scale = a.epi.scale[g * a.epi.scale_sg + n * a.epi.scale_sn];
             }
             float mean = 0, rstd = 1;
