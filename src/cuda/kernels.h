@@ -57,9 +57,9 @@ typedef struct cu_apply_args {
     cu_view a, b, out;
     int32_t norm, act, up2;
     int32_t groups, rows_per_part;
+    float eps;
     cu_view stats_a, stats_b; /* as cu_stats_args.out */
     const float *gamma, *beta;
-    float eps;
 } cu_apply_args;
 cudaError_t cu_apply(cu_order order, const cu_apply_args *args);
 

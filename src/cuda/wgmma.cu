@@ -19,6 +19,7 @@
  * A layer norm before a linear costs no launch: with W' = W gamma (by columns), W (norm(x)) is (W' x - mean W' 1) / deviation +
  * W beta. The groups that multiply sum each row and its squares out of the stages as they come, about the row's first
  * value, and each block merges the parts of its cluster in order. */
+#include "cuda/gelu.h"
 #include "cuda/hopper.cuh"
 
 namespace {
@@ -257,7 +258,7 @@ CU_DEVICE void finish_rows(const member &a, int gates, const float *sums, const 
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 v[k][i] = (v[k][i] - mean * minus[i]) * rstd + add[i];
-                if (GATED) v[k][i] *= act_gelu((gate[k][i] - mean * gate_minus[i]) * rstd + gate_add[i]);
+                if (GATED) v[k][i] *= cu_gelu((gate[k][i] - mean * gate_minus[i]) * rstd + gate_add[i]);
             }
             if (!GATED) act8(a.epi.act, v[k]);
             if (a.epi.scale)
