@@ -4,14 +4,15 @@
  * A block takes a slab of whole groups, some vectors of 8 channels wide, of some rows of one picture, and keeps it in
  * shared memory. Where a picture has more rows than a block should take, a cluster of up to 8 shares them, and each block
  * merges all their moments in the cluster's order. Against statistics and application as two launches this reads the
- * tensor once, and there is one launch fewer to wait for, which on the lower levels is all of the time. */
+ * tensor once, and there is one launch fewer to wait for, which on the lower levels is all of the time. Pictures over
+ * MOST bytes are norm.cu's, whose loads are longer and whose blocks are not bound to each other. */
 #include <cooperative_groups.h>
 
 #include "cuda/common.cuh"
 
 namespace {
 
-enum { THREADS = 256, MAX_SPLITS = 8, MAX_GROUPS = 64, WANT_BLOCKS = 96, LIMIT = 200 * 1024 };
+enum { THREADS = 256, MAX_SPLITS = 8, MAX_GROUPS = 64, WANT_BLOCKS = 96, LIMIT = 200 * 1024, MOST = 8 << 20 };
 
 struct launch_args {
     cu_apply_args of[CU_MAX_MEMBERS];
@@ -32,6 +33,7 @@ bool lay_out(const cu_apply_args &a, int members, geometry *g) {
     const int n_vec = n_vectors(a), per = n_vec * 8 / a.groups, rows = a.a.h * a.a.w,
               pictures = a.out.g * a.out.n * members;
     const size_t vector = a.a.half ? 16 : 32;
+    if (vector * rows * n_vec > MOST) return false;
     int unit = 1;
     while (unit * 8 % per) unit++;
     int slab = unit;
