@@ -54,6 +54,8 @@ CU_DEVICE bool elect_one() {
 
 /* ---- copies */
 
+CU_DEVICE void prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];\n" ::"l"(p) : "memory"); }
+
 CU_DEVICE void prefetch_map(const CUtensorMap *map) { asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory"); }
 CU_DEVICE void copy_box(uint32_t to, const CUtensorMap *map, uint32_t bar, int c, int x, int y, int n) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "

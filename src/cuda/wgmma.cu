@@ -132,8 +132,9 @@ template <int HEIGHT> CU_DEVICE int norm_row(int piece) {
 CU_DEVICE void merge(float &mean, float &squares, float &count, float mean2, float squares2, float count2) {
     const float all = count + count2, d = mean2 - mean;
     if (count2 > 0) {
-        mean += d * (count2 / all);
-        squares += squares2 + d * d * (count * (count2 / all));
+        const float share = __fdividef(count2, all);
+        mean += d * share;
+        squares += squares2 + d * d * (count * share);
         count = all;
     }
 }
@@ -156,20 +157,26 @@ CU_DEVICE void leave_moments(const launch_args &a, const row_sum &s, float *at, 
     if (half == 0) at[0] = mean, at[1] = squares; /* the first half has channels if the row has any */
 }
 
-/* Moments of rows rank, rank + splits, … from all blocks of the cluster, in order. */
-template <typename R, int BN> CU_DEVICE void merge_rows(const launch_args &a, float *sums, int rank) {
-    const int splits = 1 << a.splits_bits;
-    for (int row = threadIdx.x * splits + rank; row < R::BM; row += R::THREADS * splits) {
-        float *at = sums + row * R::ROW + BN, mean = at[0], squares = at[1], count;
-        for (int i = 0; i < splits; i++) {
-            const float *from = splits > 1 ? static_cast<const float *>(__cluster_map_shared_rank(at, i)) : at;
-            const float n = part_channels(a, cu_part_begin(a.steps, i, a.splits_bits),
-                                          cu_part_begin(a.steps, i + 1, a.splits_bits));
-            if (i == 0) mean = from[0], squares = from[1], count = n;
-            else merge(mean, squares, count, from[0], from[1], n);
-        }
+/* Moments of rows rank, rank + SPLITS, … from all blocks of the cluster, in order; all read at once. */
+template <typename R, int BN, int SPLITS> CU_DEVICE void merge_rows(const launch_args &a, float *sums, int rank) {
+    const int row = threadIdx.x * SPLITS + rank;
+    static_assert(R::THREADS >= R::BM, "a thread for each row");
+    if (row < R::BM) {
+        float *at = sums + row * R::ROW + BN;
+        float2 part[SPLITS];
+#pragma unroll
+        for (int i = 0; i < SPLITS; i++)
+            part[i] = SPLITS == 1 ? *reinterpret_cast<const float2 *>(at)
+                                  : *static_cast<const float2 *>(
+                                        static_cast<const void *>(__cluster_map_shared_rank(at, i)));
+        float mean = part[0].x, squares = part[0].y, count = part_channels(a, 0, cu_part_begin(a.steps, 1, a.splits_bits));
+#pragma unroll
+        for (int i = 1; i < SPLITS; i++)
+            merge(mean, squares, count, part[i].x, part[i].y,
+                  part_channels(a, cu_part_begin(a.steps, i, a.splits_bits),
+                                cu_part_begin(a.steps, i + 1, a.splits_bits)));
         at[2] = mean;
-        at[3] = rsqrtf(squares / count + a.eps);
+        at[3] = rsqrtf(__fdividef(squares, count) + a.eps);
     }
     __syncthreads();
 }
@@ -186,18 +193,47 @@ CU_DEVICE int4 row_place(const launch_args &a, const member &m, cu_place origin,
                      static_cast<int>(view_at(m.epi.residual, g, n, h, w) / 8));
 }
 
+/* 8 floats at p, zeros where it is NULL; no branch: several such reads are under way at once. */
+CU_DEVICE void load8_if(const float *p, float v[8]) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u64 p, %8, 0;\n"
+                 "mov.f32 %0, 0f00000000;\nmov.f32 %1, 0f00000000;\nmov.f32 %2, 0f00000000;\nmov.f32 %3, 0f00000000;\n"
+                 "mov.f32 %4, 0f00000000;\nmov.f32 %5, 0f00000000;\nmov.f32 %6, 0f00000000;\nmov.f32 %7, 0f00000000;\n"
+                 "@p ld.global.v4.f32 {%0, %1, %2, %3}, [%8];\n@p ld.global.v4.f32 {%4, %5, %6, %7}, [%8 + 16];\n}\n"
+                 : "=&f"(v[0]), "=&f"(v[1]), "=&f"(v[2]), "=&f"(v[3]), "=&f"(v[4]), "=&f"(v[5]), "=&f"(v[6]), "=&f"(v[7])
+                 : "l"(p)
+                 : "memory");
+}
+
+/* The epilogue's vectors are read once a step of the sampler and lie in the device's memory: on their way to the
+ * level-2 cache while the sums are made. A thread for each 8 columns. */
+template <int BN> CU_DEVICE void prefetch_columns(const member &a, int gates, int tile) {
+    const int wide = gates ? BN / 2 : BN, at = threadIdx.x * 8, gate = at >= wide, own = tile * wide + at - gate * wide;
+    if (at >= BN || own >= a.out.c) return;
+    const int c = own + gate * gates;
+    if (a.epi.bias) prefetch(a.epi.bias + c);
+    if (a.shortcut_bias) prefetch(a.shortcut_bias + c);
+    if (a.folded) {
+        prefetch(a.folded + c);
+        prefetch(a.folded + (gates ? 2 : 1) * a.out.c + c);
+    }
+}
+
 /* What the epilogue adds to 8 channels from c on of pixels of (g, n), and the sums of weight rows that a norm's mean is
  * taken off by. */
 CU_DEVICE void load_columns(const member &a, int n_rows, int c, int g, int n, float add[8], float sums[8]) {
-    float t[8];
+    const cu_view &addend = a.epi.addend;
+    float t[8], shortcut[8];
+    load8_if(a.epi.bias ? a.epi.bias + c : nullptr, add);
+    load8_if(a.shortcut_bias ? a.shortcut_bias + c : nullptr, shortcut);
 #pragma unroll
-    for (int i = 0; i < 8; i++) add[i] = sums[i] = 0;
-    add_vectors(a.epi, g, n, c, add);
-    if (a.shortcut_bias) {
-        load8(a.shortcut_bias + c, t);
+    for (int i = 0; i < 8; i++) sums[i] = 0;
+    if (addend.p) {
+        load8_as(addend, g * addend.sg + n * addend.sn + c, t);
 #pragma unroll
         for (int i = 0; i < 8; i++) add[i] += t[i];
     }
+#pragma unroll
+    for (int i = 0; i < 8; i++) add[i] += shortcut[i];
     if (a.folded) {
         load8(a.folded + c, sums);
         load8(a.folded + n_rows + c, t);
@@ -206,25 +242,44 @@ CU_DEVICE void load_columns(const member &a, int n_rows, int c, int g, int n, fl
     }
 }
 
-/* Rows rank, rank + SPLITS, … of the tile: sums, epilogue, output. A thread keeps to 8 columns and takes some rows at a
- * time, so that what it reads of memory is under way at once. */
-template <typename R, int BN, int SPLITS, bool GATED>
-CU_DEVICE void finish_rows(const member &a, int gates, const float *sums, const int4 *places, int tile, int rank) {
-    const int WIDE = GATED ? BN / 2 : BN, VECTORS = WIDE / 8, LANES = R::THREADS / VECTORS, ROWS = R::BM / SPLITS,
-              BATCH = R::BATCH > 4 ? 4 / (1 + GATED) : R::BATCH / (1 + GATED);
-    const int col = threadIdx.x % VECTORS * 8, c = tile * WIDE + col, lane = threadIdx.x / VECTORS,
-              n_rows = GATED ? 2 * a.out.c : a.out.c;
-    if (lane >= LANES || c >= a.out.c) return;
-    const __half *residual = static_cast<const __half *>(a.epi.residual.p);
-    float add[8], minus[8], gate_add[8], gate_minus[8], scale = 1;
+/* What the epilogue adds to a thread's 8 columns of pixels of (g, n), and multiplies them by. */
+template <bool GATED> struct columns {
     int g = -1, n = -1;
-    for (int first = lane; first < ROWS; first += LANES * BATCH) {
+    float add[8], minus[8], gate_add[8], gate_minus[8], scale = 1;
+
+    __device__ __forceinline__ void load(const member &a, int gates, int c, int4 place) {
+        if (place.x == g && place.y == n) return; /* a tile has pixels of few (g, n) */
+        g = place.x, n = place.y;
+        const int n_rows = (1 + GATED) * a.out.c;
+        load_columns(a, n_rows, c, g, n, add, minus);
+        if (GATED) load_columns(a, n_rows, gates + c, g, n, gate_add, gate_minus);
+        if (a.epi.scale) scale = a.epi.scale[g * a.epi.scale_sg + n * a.epi.scale_sn];
+    }
+};
+
+/* Threads of the epilogue, as the columns of a tile divide them: each keeps to 8. */
+template <typename R, int BN, bool GATED> struct lanes {
+    static const int WIDE = GATED ? BN / 2 : BN, VECTORS = WIDE / 8, LANES = R::THREADS / VECTORS;
+};
+
+/* Rows rank, rank + SPLITS, … of the tile: sums, epilogue, output. A thread takes some rows at a time, so that what it
+ * reads of memory is under way at once. */
+template <typename R, int BN, int SPLITS, bool GATED>
+CU_DEVICE void finish_rows(const launch_args &all, const member &a, float *sums, const int4 *places, int tile, int rank,
+                           columns<GATED> &vectors) {
+    typedef lanes<R, BN, GATED> L;
+    const int ROWS = R::BM / SPLITS, BATCH = R::BATCH > 4 ? 4 / (1 + GATED) : R::BATCH / (1 + GATED),
+              col = threadIdx.x % L::VECTORS * 8, c = tile * L::WIDE + col, lane = threadIdx.x / L::VECTORS;
+    if (a.folded) merge_rows<R, BN, SPLITS>(all, sums, rank);
+    if (lane >= L::LANES || c >= a.out.c) return;
+    const __half *residual = static_cast<const __half *>(a.epi.residual.p);
+    for (int first = lane; first < ROWS; first += L::LANES * BATCH) {
         int4 at[BATCH];
         uint4 more[BATCH];
         float v[BATCH][8], gate[BATCH][8];
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
-            const int r = first + k * LANES;
+            const int r = first + k * L::LANES;
             at[k] = r < ROWS ? places[r * SPLITS + rank] : make_int4(-1, 0, 0, 0);
             if (residual && at[k].x >= 0)
                 more[k] = *reinterpret_cast<const uint4 *>(residual + static_cast<int64_t>(at[k].w) * 8 + c);
@@ -232,33 +287,28 @@ CU_DEVICE void finish_rows(const member &a, int gates, const float *sums, const 
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
             if (at[k].x < 0) continue;
-            const float *from = sums + ((first + k * LANES) * SPLITS + rank) * R::ROW + col;
+            const float *from = sums + ((first + k * L::LANES) * SPLITS + rank) * R::ROW + col;
             gather<SPLITS>(from, v[k]);
-            if (GATED) gather<SPLITS>(from + WIDE, gate[k]);
+            if (GATED) gather<SPLITS>(from + L::WIDE, gate[k]);
         }
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
             if (at[k].x < 0) continue;
-            if (at[k].x != g || at[k].y != n) { /* a tile has pixels of few (g, n) */
-                g = at[k].x, n = at[k].y;
-                load_columns(a, n_rows, c, g, n, add, minus);
-                if (GATED) load_columns(a, n_rows, gates + c, g, n, gate_add, gate_minus);
-                if (a.epi.scale) scale = a.epi.scale[g * a.epi.scale_sg + n * a.epi.scale_sn];
-            }
+            vectors.load(a, all.gates, c, at[k]);
             float mean = 0, rstd = 1;
             if (a.folded) {
-                const float *moments = sums + ((first + k * LANES) * SPLITS + rank) * R::ROW + BN + 2;
+                const float *moments = sums + ((first + k * L::LANES) * SPLITS + rank) * R::ROW + BN + 2;
                 mean = moments[0], rstd = moments[1];
             }
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                v[k][i] = (v[k][i] - mean * minus[i]) * rstd + add[i];
-                if (GATED) v[k][i] *= act_gelu((gate[k][i] - mean * gate_minus[i]) * rstd + gate_add[i]);
+                v[k][i] = (v[k][i] - mean * vectors.minus[i]) * rstd + vectors.add[i];
+                if (GATED) v[k][i] *= act_gelu((gate[k][i] - mean * vectors.gate_minus[i]) * rstd + vectors.gate_add[i]);
             }
             if (!GATED) act8(a.epi.act, v[k]);
             if (a.epi.scale)
 #pragma unroll
-                for (int i = 0; i < 8; i++) v[k][i] *= scale;
+                for (int i = 0; i < 8; i++) v[k][i] *= vectors.scale;
             if (residual) {
                 const __half2 *halves = reinterpret_cast<const __half2 *>(&more[k]);
 #pragma unroll
@@ -272,10 +322,26 @@ CU_DEVICE void finish_rows(const member &a, int gates, const float *sums, const 
     }
 }
 
-template <typename R, int BN, int SPLITS>
-CU_DEVICE void finish(const member &a, int gates, const float *sums, const int4 *places, int tile, int rank) {
-    if (gates) finish_rows<R, BN, SPLITS, true>(a, gates, sums, places, tile, rank);
-    else finish_rows<R, BN, SPLITS, false>(a, gates, sums, places, tile, rank);
+/* All threads, when this block's sums are in its shared memory: what is read of memory for a thread's first row is
+ * under way while the other blocks come. */
+template <typename R, int BN, bool GATED>
+CU_DEVICE void finish(const launch_args &all, const member &a, float *sums, const int4 *places, int tile, int rank) {
+    typedef lanes<R, BN, GATED> L;
+    const int c = tile * L::WIDE + threadIdx.x % L::VECTORS * 8,
+              row = (threadIdx.x / L::VECTORS << all.splits_bits) + rank;
+    columns<GATED> vectors;
+    if (threadIdx.x / L::VECTORS < L::LANES && row < R::BM && c < a.out.c && places[row].x >= 0)
+        vectors.load(a, all.gates, c, places[row]);
+    if (all.splits_bits == 0) {
+        __syncthreads();
+        finish_rows<R, BN, 1, GATED>(all, a, sums, places, tile, rank, vectors);
+        return;
+    }
+    cluster_meet();
+    if (all.splits_bits == 1) finish_rows<R, BN, 2, GATED>(all, a, sums, places, tile, rank, vectors);
+    else if (all.splits_bits == 2) finish_rows<R, BN, 4, GATED>(all, a, sums, places, tile, rank, vectors);
+    else finish_rows<R, BN, 8, GATED>(all, a, sums, places, tile, rank, vectors);
+    cluster_leave(); /* no block ends while another reads its sums */
 }
 
 /* Where a step's operands come from. */
@@ -414,8 +480,8 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
     const uint32_t unaligned = shared_address(shared_bytes), stages = (unaligned + 1023u) & ~1023u;
     float *sums = reinterpret_cast<float *>(shared_bytes + (stages - unaligned));
     const uint32_t full = shared_address(barriers), empty = full + R::STAGES * 8;
-    const int warp = threadIdx.x / 32, splits = 1 << a.splits_bits, rank = blockIdx.x & (splits - 1);
-    const int tile = blockIdx.x >> a.splits_bits;
+    const int warp = threadIdx.x / 32, rank = blockIdx.x & ((1 << a.splits_bits) - 1),
+              tile = blockIdx.x >> a.splits_bits;
     const member &m = a.of[blockIdx.z];
     const cu_place origin = cu_tile_origin(&a.t, blockIdx.y);
     const int begin = cu_part_begin(a.steps, rank, a.splits_bits),
@@ -428,6 +494,7 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
     } else {
         const int group = warp / 4;
         row_sum row_sums[HEIGHT] = {};
+        prefetch_columns<BN>(m, a.gates, tile);
         if (threadIdx.x < R::BM) places[threadIdx.x] = row_place(a, m, origin, threadIdx.x);
         __syncthreads();
         next_launch_may_start();
@@ -450,18 +517,8 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
                 leave_moments(a, row_sums[p], sums + norm_row<HEIGHT>(p) * R::ROW + BN, threadIdx.x % 2, begin,
                               begin + n_steps);
     }
-    if (splits == 1) {
-        __syncthreads();
-        if (m.folded) merge_rows<R, BN>(a, sums, 0);
-        finish<R, BN, 1>(m, a.gates, sums, places, tile, 0);
-        return;
-    }
-    cluster_meet();
-    if (m.folded) merge_rows<R, BN>(a, sums, rank);
-    if (splits == 2) finish<R, BN, 2>(m, a.gates, sums, places, tile, rank);
-    else if (splits == 4) finish<R, BN, 4>(m, a.gates, sums, places, tile, rank);
-    else finish<R, BN, 8>(m, a.gates, sums, places, tile, rank);
-    cluster_leave(); /* no block ends while another reads its sums */
+    if (a.gates) finish<R, BN, true>(a, m, sums, places, tile, rank);
+    else finish<R, BN, false>(a, m, sums, places, tile, rank);
 #endif
 }
 
