@@ -21,6 +21,11 @@
  * value, and each block merges the parts of its cluster in order. */
 #include "cuda/hopper.cuh"
 
+/* Marks a moment of a block, by the thread that is `mine`: for bench/gpu/phases.cu, which is this file once more. */
+#ifndef CU_PHASE
+#define CU_PHASE(name, mine)
+#endif
+
 namespace {
 
 struct member {
@@ -334,14 +339,19 @@ CU_DEVICE void finish(const launch_args &all, const member &a, float *sums, cons
         vectors.load(a, all.gates, c, places[row]);
     if (all.splits_bits == 0) {
         __syncthreads();
+        CU_PHASE(MET, threadIdx.x == 0);
         finish_rows<R, BN, 1, GATED>(all, a, sums, places, tile, rank, vectors);
+        CU_PHASE(FINISHED, threadIdx.x == 0);
         return;
     }
     cluster_meet();
+    CU_PHASE(MET, threadIdx.x == 0);
     if (all.splits_bits == 1) finish_rows<R, BN, 2, GATED>(all, a, sums, places, tile, rank, vectors);
     else if (all.splits_bits == 2) finish_rows<R, BN, 4, GATED>(all, a, sums, places, tile, rank, vectors);
     else finish_rows<R, BN, 8, GATED>(all, a, sums, places, tile, rank, vectors);
+    CU_PHASE(FINISHED, threadIdx.x == 0);
     cluster_leave(); /* no block ends while another reads its sums */
+    CU_PHASE(LEFT, threadIdx.x == 0);
 }
 
 /* Where a step's operands come from. */
@@ -399,20 +409,24 @@ CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, u
         barriers_made();
     }
     __syncwarp();
+    CU_PHASE(BARRIERS, acts);
     const operands begins = first_operands(a, m, origin, begin);
     operands s = begins;
     for (int i = 0; i < first; i++) {
         if (i) next_operands(a, m, origin, begin + i, s);
         if (acts) weights_of(s, stages + i * R::STAGE, full + i * 8);
     }
+    CU_PHASE(WEIGHTS, acts);
     __syncthreads();
     next_launch_may_start();
     previous_launch_wait();
+    CU_PHASE(PREVIOUS, acts);
     s = begins;
     for (int i = 0; i < first; i++) {
         if (i) next_operands(a, m, origin, begin + i, s);
         if (acts) input_of(s, stages + i * R::STAGE, full + i * 8);
     }
+    CU_PHASE(INPUTS, acts);
     uint32_t k = 0, parity = 0;
     for (int i = first; i < n_steps; i++) {
         const uint32_t at = stages + k * R::STAGE, bar = full + k * 8;
@@ -424,6 +438,7 @@ CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, u
         }
         if (++k == R::STAGES) k = 0, parity ^= 1;
     }
+    CU_PHASE(ASKED, acts);
 }
 
 /* What a group of four warps does: its rows' sums, and if they are normed the rows' values too. */
@@ -435,6 +450,7 @@ CU_DEVICE void multiply(const launch_args &a, float (&d)[HEIGHT][BN / 2], row_su
     for (int p = 0; p < HEIGHT; p++)
 #pragma unroll
         for (int v = 0; v < BN / 2; v++) d[p][v] = 0;
+    CU_PHASE(FULL, (barrier_wait(full, 0), threadIdx.x == 0)); /* waits twice there, which changes nothing */
     uint32_t k = 0, parity = 0, before = 0;
     for (int i = 0; i < n_steps; i++) {
         barrier_wait(full + k * 8, parity);
@@ -464,6 +480,7 @@ CU_DEVICE void multiply(const launch_args &a, float (&d)[HEIGHT][BN / 2], row_su
     sums_wait<0>();
 #pragma unroll
     for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
+    CU_PHASE(MULTIPLIED, threadIdx.x == 0);
 }
 
 #endif
@@ -487,6 +504,7 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
     const int begin = cu_part_begin(a.steps, rank, a.splits_bits),
               n_steps = cu_part_begin(a.steps, rank + 1, a.splits_bits) - begin;
 
+    CU_PHASE(BEGIN, threadIdx.x == 0);
     if (warp == GROUPS * 4) {
         produce<R, GROUPS * 4>(a, m, stages, full, empty, origin, tile, begin, n_steps);
         __syncwarp();
@@ -498,6 +516,7 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
         if (threadIdx.x < R::BM) places[threadIdx.x] = row_place(a, m, origin, threadIdx.x);
         __syncthreads();
         next_launch_may_start();
+        CU_PHASE(TOGETHER, threadIdx.x == 0);
         float d[HEIGHT][BN / 2];
         if (m.folded) multiply<R, HEIGHT, BN, true>(a, d, row_sums, stages, full, empty, begin, n_steps);
         else multiply<R, HEIGHT, BN, false>(a, d, row_sums, stages, full, empty, begin, n_steps);
@@ -517,6 +536,7 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
                 leave_moments(a, row_sums[p], sums + norm_row<HEIGHT>(p) * R::ROW + BN, threadIdx.x % 2, begin,
                               begin + n_steps);
     }
+    CU_PHASE(STORED, threadIdx.x == 0);
     if (a.gates) finish<R, BN, true>(a, m, sums, places, tile, rank);
     else finish<R, BN, false>(a, m, sums, places, tile, rank);
 #endif
