@@ -2,17 +2,16 @@
  * Group norm in one pass over memory (sm_90): out = act(norm(cat(a, b))), without statistics made before.
  *
  * A block takes a slab of whole groups, some vectors of 8 channels wide, of some rows of one picture, and keeps it in
- * shared memory. It sums twice, means first and then deviations from them; where a picture has more rows than a block
- * should take, a cluster of up to 8 shares them, and each block merges all their moments in the cluster's order. Against
- * statistics and application as two launches this reads the tensor once, and there is one launch fewer to wait for, which
- * on the lower levels is all of the time. */
+ * shared memory. Where a picture has more rows than a block should take, a cluster of up to 8 shares them, and each block
+ * merges all their moments in the cluster's order. Against statistics and application as two launches this reads the
+ * tensor once, and there is one launch fewer to wait for, which on the lower levels is all of the time. */
 #include <cooperative_groups.h>
 
 #include "cuda/common.cuh"
 
 namespace {
 
-enum { THREADS = 256, MAX_SPLITS = 8, MAX_GROUPS = 64, WANT_BLOCKS = 132, LIMIT = 200 * 1024 };
+enum { THREADS = 256, MAX_SPLITS = 8, MAX_GROUPS = 64, WANT_BLOCKS = 96, LIMIT = 200 * 1024 };
 
 struct launch_args {
     cu_apply_args of[CU_MAX_MEMBERS];
@@ -38,7 +37,7 @@ bool lay_out(const cu_apply_args &a, int members, geometry *g) {
     int slab = unit;
     while (slab < 4 && n_vec % (slab * 2) == 0) slab *= 2; /* 64 bytes of a row together, as memory likes */
     for (;; slab /= 2) {
-        if (slab > THREADS || slab * 8 / per > MAX_GROUPS) return false;
+        if (slab * 8 > THREADS || slab * 8 / per > MAX_GROUPS) return false;
         const int blocks = pictures * (n_vec / slab);
         int splits = 1;
         while (splits < MAX_SPLITS && ((blocks * splits < WANT_BLOCKS && rows * slab > THREADS * splits) ||
@@ -56,20 +55,13 @@ bool lay_out(const cu_apply_args &a, int members, geometry *g) {
 
 #if __CUDA_ARCH__ >= 900 || !defined(__CUDA_ARCH__)
 
-/* Sums of a group over the lanes' sums [lane][slab_c] by one warp, in a fixed order. */
-CU_DEVICE float group_sum(const float *part, int lanes, int slab_c, int first, int per, int lane) {
-    float sum = 0;
-    for (int l = lane; l < lanes; l += 32)
-        for (int c = 0; c < per; c++) sum += part[l * slab_c + first + c];
-    return warp_sum(sum);
-}
-
 /* Grid: (splits, slabs, members x pictures); block: (vectors of the slab, lanes). */
 template <typename TI, typename TO>
 __global__ void __launch_bounds__(THREADS) group_norm_kernel(const __grid_constant__ launch_args all, int kept) {
     namespace cg = cooperative_groups;
     extern __shared__ __align__(16) unsigned char shared[];
-    __shared__ float part[THREADS * 8], moments[2][MAX_GROUPS], merged[2][MAX_GROUPS];
+    __shared__ float sums[THREADS * 8], squares[THREADS * 8], few[2][THREADS], moments[2][MAX_GROUPS],
+        merged[2][MAX_GROUPS];
     const int pictures = all.of[0].out.g * all.of[0].out.n;
     const cu_apply_args &a = all.of[blockIdx.z / pictures];
     const int gn = blockIdx.z % pictures, g = gn / a.out.n, n = gn % a.out.n;
@@ -85,9 +77,12 @@ __global__ void __launch_bounds__(THREADS) group_norm_kernel(const __grid_consta
     TI *keep = reinterpret_cast<TI *>(shared) + tid * 8; /* the k-th row's vector: keep[k * threads * 8] */
 
     next_launch_may_start();
-    float factor[8], offset[8];
+    float factor[8], offset[8], v[8];
     load8(a.gamma + c, factor);
     load8(a.beta + c, offset);
+    int of[8]; /* my channels' groups of the slab */
+#pragma unroll
+    for (int i = 0; i < 8; i++) of[i] = (mine + i) / per;
     previous_launch_wait();
     const TI *src = static_cast<const TI *>(in.p) + g * in.sg + n * in.sn + (in_a ? c : c - a.a.c);
     for (int k = 0; k < kept; k++) {
@@ -99,63 +94,84 @@ __global__ void __launch_bounds__(THREADS) group_norm_kernel(const __grid_consta
     }
     copy_commit();
     copy_wait<0>();
+    __syncthreads();
 
-    const float share = static_cast<float>(end - begin) * per;
-    for (int pass = 0; pass < 2; pass++) {
-        float sum[8] = {}, v[8], mean[8];
+    /* Sums about the first value of each group, so that nothing cancels where means are large. */
+    const TI *first_row = reinterpret_cast<const TI *>(shared);
+    float shift[8], sum[8] = {}, sum2[8] = {};
 #pragma unroll
-        for (int i = 0; i < 8; i++) mean[i] = pass ? moments[0][(mine + i) / per] : 0.0f;
-        for (int k = 0; k < kept; k++) {
-            if (begin + k * lanes + static_cast<int>(threadIdx.y) >= end) break;
-            load8(keep + k * threads * 8, v);
+    for (int i = 0; i < 8; i++) shift[i] = static_cast<float>(first_row[of[i] * per]);
+    for (int k = 0; k < kept; k++) {
+        if (begin + k * lanes + static_cast<int>(threadIdx.y) >= end) break;
+        load8(keep + k * threads * 8, v);
 #pragma unroll
-            for (int i = 0; i < 8; i++) sum[i] += pass ? (v[i] - mean[i]) * (v[i] - mean[i]) : v[i];
+        for (int i = 0; i < 8; i++) {
+            const float d = v[i] - shift[i];
+            sum[i] += d;
+            sum2[i] += d * d;
         }
-        store8(part + tid * 8, sum);
-        __syncthreads();
-        if (tid / 32 < n_warps) /* a last part of a warp takes no group: shuffles want whole warps */
-            for (int k = tid / 32; k < n_groups; k += n_warps) {
-                const float all_rows = group_sum(part, lanes, slab_c, k * per, per, lane);
-                if (lane == 0) moments[pass][k] = pass ? all_rows : share > 0 ? all_rows / share : 0.0f;
-            }
-        __syncthreads();
     }
+    store8(sums + tid * 8, sum);
+    store8(squares + tid * 8, sum2);
+    __syncthreads();
+    /* Columns of the lanes' sums by all threads, then groups by a warp each: always the same order. */
+    const int parts = threads / slab_c > 0 ? threads / slab_c : 1;
+    for (int i = tid; i < slab_c * parts; i += threads) {
+        const int column = i % slab_c;
+        float s = 0, s2 = 0;
+        for (int l = i / slab_c; l < lanes; l += parts) s += sums[l * slab_c + column], s2 += squares[l * slab_c + column];
+        few[0][i] = s, few[1][i] = s2;
+    }
+    __syncthreads();
+    const float share = static_cast<float>(end - begin) * per;
+    if (tid / 32 < n_warps) /* a last part of a warp takes no group: shuffles want whole warps */
+        for (int k = tid / 32; k < n_groups; k += n_warps) {
+            float s = 0, s2 = 0;
+            for (int i = lane; i < parts * per; i += 32) {
+                const int at = i / per * slab_c + k * per + i % per;
+                s += few[0][at], s2 += few[1][at];
+            }
+            s = warp_sum(s), s2 = warp_sum(s2);
+            if (lane == 0) {
+                moments[0][k] = static_cast<float>(first_row[k * per]) + s / share;
+                moments[1][k] = fmaxf(s2 - s * (s / share), 0.0f);
+            }
+        }
 
     cg::cluster_group cluster = cg::this_cluster();
     if (splits > 1) cluster.sync();
+    else __syncthreads();
     for (int k = tid; k < n_groups; k += threads) {
-        float means[MAX_SPLITS], squares[MAX_SPLITS], counts[MAX_SPLITS], mean = 0, m2 = 0;
+        float means[MAX_SPLITS], parts_m2[MAX_SPLITS], counts[MAX_SPLITS], mean = 0, m2 = 0;
+        const float total = static_cast<float>(rows) * per;
 #pragma unroll
         for (int i = 0; i < MAX_SPLITS; i++) {
             if (i >= splits) break;
             const float *from = splits > 1 ? cluster.map_shared_rank(&moments[0][0], i) : &moments[0][0];
-            means[i] = from[k], squares[i] = from[MAX_GROUPS + k];
+            means[i] = from[k], parts_m2[i] = from[MAX_GROUPS + k];
             counts[i] = static_cast<float>(static_cast<int64_t>(rows) * (i + 1) / splits -
                                            static_cast<int64_t>(rows) * i / splits) * per;
         }
-        const float total = static_cast<float>(rows) * per;
 #pragma unroll
         for (int i = 0; i < MAX_SPLITS; i++)
             if (i < splits) mean += means[i] * (counts[i] / total);
 #pragma unroll
         for (int i = 0; i < MAX_SPLITS; i++)
-            if (i < splits) m2 += squares[i] + (means[i] - mean) * (means[i] - mean) * counts[i];
+            if (i < splits) m2 += parts_m2[i] + (means[i] - mean) * (means[i] - mean) * counts[i];
         merged[0][k] = mean, merged[1][k] = rsqrtf(m2 / total + a.eps);
     }
     __syncthreads();
     if (splits > 1) asm volatile("barrier.cluster.arrive.release;\n" ::: "memory");
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        const int k = (mine + i) / per;
-        factor[i] *= merged[1][k];
-        offset[i] -= merged[0][k] * factor[i];
+        factor[i] *= merged[1][of[i]];
+        offset[i] -= merged[0][of[i]] * factor[i];
     }
     TO *dst = static_cast<TO *>(a.out.p) + g * a.out.sg + n * a.out.sn + c;
     for (int k = 0; k < kept; k++) {
         const int r = begin + k * lanes + threadIdx.y;
         if (r >= end) break;
         const int h = r / a.a.w, w = r - h * a.a.w;
-        float v[8];
         load8(keep + k * threads * 8, v);
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = v[i] * factor[i] + offset[i];

@@ -57,9 +57,9 @@ typedef struct cu_apply_args {
     cu_view a, b, out;
     int32_t norm, act, up2;
     int32_t groups, rows_per_part;
+    float eps;
     cu_view stats_a, stats_b; /* as cu_stats_args.out */
     const float *gamma, *beta;
-    float eps;
 } cu_apply_args;
 cudaError_t cu_apply(cu_order order, const cu_apply_args *args);
 
@@ -133,8 +133,8 @@ typedef struct cu_product_args {
     cu_view in, out; /* out.c is half of n_rows for GEGLU */
     const void *weights;
     int32_t n_rows, kh, kw, stride, pad_top, pad_left;
-    /* wgmma.cu alone, NULL: none. Of a linear over layer-normed rows whose weights hold the norm's factors: each weight
-     * row's sum, then its product with the norm's offsets. */
+    /* wgmma.cu alone, NULL: none. Of a linear over layer-normed rows whose weights hold the norm's factors: of each weight
+     * row its sum and its product with the norm's offsets. */
     const float *folded;
     float eps;
     /* wgmma.cu alone, shortcut_weights NULL: none. A 1x1 product of cat(shortcut_a, shortcut_b), as large as the output, that

@@ -73,6 +73,56 @@ lw_status cu_want_matrix(lw_params *params, lw_param p, lw_dtype dtype, int32_t 
     return lw_pack_request(params, p, &form, index, err);
 }
 
+/* ---- a matrix with a layer norm in it */
+
+/* Rows of a folded parameter (lw_param_fold), without the offset behind each. */
+static lw_status fill_folded(const void *user, const float *logical, const int64_t d[4], void *dst, lw_error *err) {
+    const size_t columns = (size_t)d[1] - 1;
+    uint16_t *to = dst;
+    (void)user, (void)err;
+    for (int64_t r = 0; r < d[0]; r++, logical += columns + 1, to += columns) lw_to_f16(logical, to, columns);
+    return LW_OK;
+}
+
+/* Of each row the sum of what the product will read, and the offset. */
+static lw_status fill_folded_sums(const void *user, const float *logical, const int64_t d[4], void *dst,
+                                  lw_error *err) {
+    enum { TILE = 512 };
+    const size_t columns = (size_t)d[1] - 1;
+    float *to = dst;
+    uint16_t rounded[TILE];
+    (void)user, (void)err;
+    for (int64_t r = 0; r < d[0]; r++, logical += columns + 1) {
+        double sum = 0;
+        for (size_t at = 0; at < columns; at += TILE) {
+            const size_t n = columns - at < TILE ? columns - at : TILE;
+            lw_to_f16(logical + at, rounded, n);
+            for (size_t c = 0; c < n; c++) sum += (double)lw_f16_to_f32(rounded[c]);
+        }
+        *to++ = (float)sum;
+        *to++ = logical[columns];
+    }
+    return LW_OK;
+}
+
+lw_status cu_want_folded(lw_params *params, lw_param w, const lw_norm *norm, int32_t *matrix, int32_t *sums,
+                         lw_error *err) {
+    lw_param folded;
+    int64_t d[4];
+    LW_TRY(lw_param_fold(params, w, norm->gamma, norm->beta, &folded, err));
+    lw_param_dims(params, folded, d);
+    const lw_form rows = {.key = "folded_f16",
+                          .bytes = (size_t)(d[0] * (d[1] - 1)) * sizeof(uint16_t),
+                          .by_rows = true,
+                          .fill = fill_folded},
+                  pairs = {.key = "folded_sums",
+                           .bytes = (size_t)d[0] * 2 * sizeof(float),
+                           .by_rows = true,
+                           .fill = fill_folded_sums};
+    LW_TRY(lw_pack_request(params, folded, &rows, matrix, err));
+    return lw_pack_request(params, folded, &pairs, sums, err);
+}
+
 lw_status cu_want_vector(lw_params *params, lw_param p, int32_t *index, lw_error *err) {
     *index = -1;
     return lw_param_is(p) ? lw_pack_plain(params, p, index, err) : LW_OK;

@@ -7,7 +7,8 @@
 
 typedef struct wgmma_state {
     int32_t weights[CU_MAX_MEMBERS], bias[CU_MAX_MEMBERS], tile, splits;
-    int64_t folded; /* bytes into the weights, 0: no norm */
+    bool normed; /* with a layer norm's: */
+    int32_t sums[CU_MAX_MEMBERS];
     int32_t shortcut_weights[CU_MAX_MEMBERS], shortcut_bias[CU_MAX_MEMBERS]; /* -1: none */
 } wgmma_state;
 
@@ -79,8 +80,8 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
         a[i] = cu_product_at(params, &one, r, s->weights[i], s->bias[i]);
         a[i].tile = s->tile;
         a[i].splits = s->splits;
-        if (s->folded) {
-            a[i].folded = (const float *)((const char *)a[i].weights + s->folded);
+        if (s->normed) {
+            a[i].folded = lw_pack_data(params, s->sums[i]);
             a[i].eps = op->m[i].product.in.norm.eps;
         }
         if (lw_view_is(op->m[i].product.shortcut_a)) {
@@ -159,27 +160,6 @@ static bool supports_normed(const lw_backend *b, const lw_params *params, const 
     return supports_any(b, params, op);
 }
 
-/* Where the sums of rows and the offsets lie behind the matrix. */
-static size_t folded_at(const int64_t d[4]) { return lw_round_up((size_t)(d[0] * (d[1] - 1)) * sizeof(uint16_t), 256); }
-
-static lw_status fill_folded(const void *user, const float *logical, const int64_t d[4], void *dst, lw_error *err) {
-    const size_t rows = (size_t)d[0], columns = (size_t)d[1] - 1;
-    uint16_t *matrix = dst;
-    float *sums = (float *)((char *)dst + folded_at(d));
-    (void)user, (void)err;
-    for (size_t r = 0; r < rows; r++) {
-        const float *from = logical + r * (columns + 1);
-        double sum = 0; /* of what the product will read */
-        for (size_t c = 0; c < columns; c++) {
-            matrix[r * columns + c] = lw_f32_to_f16(from[c]);
-            sum += lw_f16_to_f32(matrix[r * columns + c]);
-        }
-        sums[r] = (float)sum;
-        sums[rows + r] = from[columns];
-    }
-    return LW_OK;
-}
-
 static lw_status prepare_normed(lw_backend *backend, lw_params *params, const lw_op *op, void **state,
                                 size_t *workspace_bytes, lw_error *err) {
     (void)workspace_bytes;
@@ -189,17 +169,10 @@ static lw_status prepare_normed(lw_backend *backend, lw_params *params, const lw
     const cu_choice c = choose(cu_of(backend), params, op, ANY_TILE);
     s->tile = c.tile;
     s->splits = c.splits;
+    s->normed = true;
     for (int32_t i = 0; i < op->n_member; i++) {
         const lw_product_args *p = &op->m[i].product;
-        lw_param folded;
-        int64_t d[4];
-        LW_TRY(lw_param_fold(params, p->w, p->in.norm.gamma, p->in.norm.beta, &folded, err));
-        lw_param_dims(params, folded, d);
-        s->folded = (int64_t)folded_at(d);
-        lw_form form = {.key = "folded_f16",
-                        .bytes = (size_t)s->folded + 2 * (size_t)d[0] * sizeof(float),
-                        .fill = fill_folded};
-        LW_TRY(lw_pack_request(params, folded, &form, &s->weights[i], err));
+        LW_TRY(cu_want_folded(params, p->w, &p->in.norm, &s->weights[i], &s->sums[i], err));
         LW_TRY(cu_want_vector(params, p->bias, &s->bias[i], err));
     }
     return LW_OK;

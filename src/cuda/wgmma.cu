@@ -32,7 +32,7 @@ struct member {
     CUtensorMap input, weights;
     CUtensorMap shortcut[2], shortcut_weights;
     const float *shortcut_bias; /* NULL: none */
-    const float *folded;        /* layer norm: sums of the weights' rows, then offsets; else NULL */
+    const float *folded;        /* layer norm: sum and offset of each weight row; else NULL */
     cu_view out;
     cu_epilogue epi;
 };
@@ -218,14 +218,14 @@ template <int BN> CU_DEVICE void prefetch_columns(const member &a, int gates, in
     if (a.epi.bias) prefetch(a.epi.bias + c);
     if (a.shortcut_bias) prefetch(a.shortcut_bias + c);
     if (a.folded) {
-        prefetch(a.folded + c);
-        prefetch(a.folded + (gates ? 2 : 1) * a.out.c + c);
+        prefetch(a.folded + 2 * c);
+        prefetch(a.folded + 2 * c + 8);
     }
 }
 
 /* What the epilogue adds to 8 channels from c on of pixels of (g, n), and the sums of weight rows that a norm's mean is
  * taken off by. */
-CU_DEVICE void load_columns(const member &a, int n_rows, int c, int g, int n, float add[8], float sums[8]) {
+CU_DEVICE void load_columns(const member &a, int c, int g, int n, float add[8], float sums[8]) {
     const cu_view &addend = a.epi.addend;
     float t[8], shortcut[8];
     load8_if(a.epi.bias ? a.epi.bias + c : nullptr, add);
@@ -239,12 +239,13 @@ CU_DEVICE void load_columns(const member &a, int n_rows, int c, int g, int n, fl
     }
 #pragma unroll
     for (int i = 0; i < 8; i++) add[i] += shortcut[i];
-    if (a.folded) {
-        load8(a.folded + c, sums);
-        load8(a.folded + n_rows + c, t);
+    if (a.folded)
 #pragma unroll
-        for (int i = 0; i < 8; i++) add[i] += t[i];
-    }
+        for (int half = 0; half < 8; half += 4) {
+            load8(a.folded + 2 * (c + half), t);
+#pragma unroll
+            for (int i = 0; i < 4; i++) sums[half + i] = t[2 * i], add[half + i] += t[2 * i + 1];
+        }
 }
 
 /* What the epilogue adds to a thread's 8 columns of pixels of (g, n), and multiplies them by. */
@@ -255,9 +256,8 @@ template <bool GATED> struct columns {
     __device__ __forceinline__ void load(const member &a, int gates, int c, int4 place) {
         if (place.x == g && place.y == n) return; /* a tile has pixels of few (g, n) */
         g = place.x, n = place.y;
-        const int n_rows = (1 + GATED) * a.out.c;
-        load_columns(a, n_rows, c, g, n, add, minus);
-        if (GATED) load_columns(a, n_rows, gates + c, g, n, gate_add, gate_minus);
+        load_columns(a, c, g, n, add, minus);
+        if (GATED) load_columns(a, gates + c, g, n, gate_add, gate_minus);
         if (a.epi.scale) scale = a.epi.scale[g * a.epi.scale_sg + n * a.epi.scale_sn];
     }
 };

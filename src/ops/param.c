@@ -242,11 +242,12 @@ static lw_status eval_pad(const lw_params *params, const node *n, int64_t row, i
 static lw_status eval_fold(const lw_params *params, const node *n, int64_t row, int64_t rows, float *dst,
                            lw_error *err) {
     const size_t wide = (size_t)n->dims[1], narrow = wide - 1;
-    float *gamma = lw_alloc(2 * narrow, sizeof *gamma), *beta = gamma + narrow, *inner = dst + rows;
+    float *gamma = lw_alloc(2 * narrow, sizeof *gamma), *inner = dst + rows;
     if (!gamma) return lw_fail(err, LW_ENOMEM, "parameter %s: no memory for %zu values", n->key, 2 * narrow);
+    const float *beta = gamma + narrow;
     lw_status status = LW_OK;
     LW_GO(eval_rows(params, n->parts[1], 0, (int64_t)narrow, gamma, err));
-    LW_GO(eval_rows(params, n->parts[2], 0, (int64_t)narrow, beta, err));
+    LW_GO(eval_rows(params, n->parts[2], 0, (int64_t)narrow, gamma + narrow, err));
     LW_GO(eval_rows(params, n->parts[0], row, rows, inner, err));
     for (size_t o = 0; o < (size_t)rows; o++) { /* forward, as in eval_pad */
         double offset = 0;

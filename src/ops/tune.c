@@ -195,7 +195,10 @@ static lw_status record(rig *r, lw_error *err) {
     for (int32_t c = 0; c < r->copies; c++) {
         lw_rec_op(r->program, f->op->kind, f->op->name);
         lw_args *m = lw_arena_alloc(r->program->arena, (size_t)f->op->n_member, sizeof *m);
-        if (!m) lw_program_no_memory(r->program);
+        if (!m) {
+            lw_program_no_memory(r->program);
+            break;
+        }
         if (r->program->status != LW_OK) break;
         lw_op *op = &r->program->ops[r->program->n_ops - 1];
         op->m = m;

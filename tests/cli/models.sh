@@ -58,7 +58,7 @@ if $numpy; then
     python3 "$tools/make_model.py" --check --small --dtype fp16 --seed 2 m-combined-pth >/dev/null 2>&1 && fail "make_model.py --check sees no other seed"
 fi
 checks=$((checks + 1))
-python3 - m-combined-pth m-sd-pth 2>err <<'PYTHON' || fail "torch.load"
+! command -v python3 >/dev/null || python3 - m-combined-pth m-sd-pth 2>err <<'PYTHON' || fail "torch.load"
 import sys
 try: import torch # once: it starts slower than all else here
 except ImportError: sys.exit()

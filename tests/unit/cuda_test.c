@@ -5,6 +5,7 @@
 #include "fixture.h"
 
 #ifdef LW_HAVE_CUDA
+#include <math.h>
 #include <unistd.h>
 
 #include "bench.h"
@@ -126,6 +127,44 @@ static void weights_are_packed(void **state) {
     }
 }
 
+/* W gamma by columns as half, and of each row the sum of those halves and the product with beta. */
+static void a_norm_is_folded_into_weights(void **state) {
+    (void)state;
+    enum { O = 96, I = 1288 }; /* a sum of several tiles and a tail */
+    const lw_tensor_source source = {NULL, shape_dims, shape_read};
+    lw_backend backend = {.name = "fake",
+                          .device = LW_DEVICE_CUDA,
+                          .threads = 3,
+                          .pool = lw_pool_new(),
+                          .alloc = host_alloc,
+                          .free = host_free,
+                          .upload = host_upload};
+    lw_error err = {0};
+    lw_params *params = NULL;
+    int32_t matrix, sums;
+    assert_int_equal(lw_params_new(&params, &source, &err), LW_OK);
+    lw_program *p = lw_program_new("test", params, LW_F16);
+    const lw_param vector = lw_rec_take(p, "1288.1.1.1", 0, 0, 0, 0);
+    const lw_norm norm = {.gamma = vector, .beta = vector};
+    assert_int_equal(cu_want_folded(params, lw_rec_take(p, "96.1288.1.1", 0, 0, 0, 0), &norm, &matrix, &sums, &err), LW_OK);
+    assert_int_equal(lw_params_fill(params, &backend, &err), LW_OK);
+    const uint16_t *half = lw_pack_data(params, matrix);
+    const float *pair = lw_pack_data(params, sums);
+    for (int64_t o = 0; o < O; o++, pair += 2) {
+        double sum = 0, offset = 0;
+        for (int64_t i = 0; i < I; i++, half++) {
+            assert_int_equal(*half, lw_f32_to_f16(value_at(o * I + i) * value_at(i)));
+            sum += (double)lw_f16_to_f32(*half);
+            offset += (double)value_at(o * I + i) * (double)value_at(i);
+        }
+        assert_true(fabs((double)pair[0] - sum) <= 1e-6 * fabs(sum) + 1e-6);
+        assert_true(fabs((double)pair[1] - offset) <= 1e-6 * fabs(offset) + 1e-6);
+    }
+    lw_program_free(p);
+    lw_params_free(params, &backend);
+    lw_pool_free(backend.pool);
+}
+
 /* No driver, no device, or a number past the last one: one sentence that names the device. */
 static void a_device_that_is_not_there(void **state) {
     (void)state;
@@ -221,6 +260,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_missing_library_is_named), cmocka_unit_test(a_missing_function_is_named),
         cmocka_unit_test(the_libraries_have_every_function), cmocka_unit_test(weights_are_packed),
+        cmocka_unit_test(a_norm_is_folded_into_weights),
         cmocka_unit_test(a_device_that_is_not_there), cmocka_unit_test(a_step_has_few_launches)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 #else
