@@ -379,7 +379,7 @@ typedef struct lw_tuned {
     double us;
     const char *heuristic; /* what is taken without tuning */
     double heuristic_us;
-    int32_t uses;     /* times that such an op stands in the job's programs */
+    int32_t uses;     /* times that such an op stands in the job's programs; 0: only in launches of several like it */
     int32_t index, n; /* done so far with this one, of all */
 } lw_tuned;
 

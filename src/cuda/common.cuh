@@ -110,9 +110,22 @@ CU_DEVICE int64_t view_at(const cu_view &v, int g, int n, int h, int w) {
 
 /* ---- activations */
 
-CU_DEVICE float act_silu(float x) { return x / (1.0f + __expf(-x)); }
+CU_DEVICE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* x / (1 + exp(-k x)) to some 1e-6. A true division would be most of what a norm executes, and a branch a value. */
+CU_DEVICE float swish(float x, float k) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + exp2_fast(x * (k * -1.4426950408889634f))));
+    return x * y;
+}
+
+CU_DEVICE float act_silu(float x) { return swish(x, 1.0f); }
 CU_DEVICE float act_gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
-CU_DEVICE float act_quick_gelu(float x) { return x / (1.0f + __expf(-1.702f * x)); }
+CU_DEVICE float act_quick_gelu(float x) { return swish(x, 1.702f); }
 
 CU_DEVICE void act8(int act, float v[8]) {
     if (act == CU_ACT_SILU) {
@@ -214,12 +227,6 @@ CU_DEVICE void multiply(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b
                  "{%0,%1,%2,%3};\n"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-CU_DEVICE float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
 }
 
 #endif

@@ -48,7 +48,7 @@ static bool apply_supports(const lw_backend *b, const lw_params *params, const l
     if (in->norm.kind == LW_NORM_NONE) return true;
     int32_t c = m->out.c, per = c / in->norm.groups, slab = per; /* a slab: whole groups of whole vectors */
     while (slab % 8) slab += per;
-    return c % in->norm.groups == 0 && slab <= 256 * 8;
+    return c % in->norm.groups == 0 && slab <= 64 * 8;
 }
 
 static lw_status apply_prepare(lw_backend *b, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: MIT
  * Statistics of channels, and the prologue as a pass of its own: out = up2(act(norm(cat(a, b)))).
  *
- * All of it is bound by bytes: a tensor of 32x48x320 halfs for two passes is 2 MB, under 1 us of L2 traffic, so what
- * counts is enough blocks and 16-byte accesses. Group norm's readers merge the statistics themselves: a block works on
- * a slab of whole groups whose channels are whole 16-byte vectors, and merges only those groups' parts. */
+ * All of it is bound by bytes: what counts is 16-byte accesses and enough of them under way. Memory answers after some
+ * 0.7 us, so 3 TB/s want 16 KB under way on each multiprocessor; two blocks of 512 threads with RING copies each have
+ * 64. A group norm's readers merge the statistics themselves: a block works on a slab of whole groups whose channels
+ * are whole 16-byte vectors, and merges only those groups' parts, while its first rows are on their way. */
 #include "cuda/common.cuh"
 
 namespace {
 
-enum { THREADS = 256, MIN_BLOCKS = 132 };
+enum { THREADS = 512, BLOCKS = 264, RING = 4, MAP_THREADS = 256 }; /* BLOCKS: two on each of 132 multiprocessors */
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
@@ -21,126 +22,169 @@ template <typename T> CU_DEVICE void store_pixel(T *to, const cu_apply_args &a, 
     store8(to + a.out.sh + a.out.sw, v);
 }
 
-/* ---- norm_stats: one pass. Each thread sums its rows shifted by the first of them (no cancellation where the mean is
- * large), then a thread a channel merges the threads' means and deviations in order. Block: (vectors, row lanes). */
+/* ---- what statistics and group norm share: blocks of (vectors of a slab, lanes), each lane every `lanes`-th row */
 
-template <typename T> __global__ void stats_kernel(cu_stats_args a, int n_vec) {
-    launches_meet();
-    extern __shared__ __align__(16) float shared[];
-    const int part = blockIdx.x, gn = blockIdx.z, g = gn / a.in.n, n = gn % a.in.n;
-    const int vec = blockIdx.y * blockDim.x + threadIdx.x, lanes = blockDim.y, width = blockDim.x * 8;
-    const int first = part * a.rows_per_part, all = a.in.h * a.in.w;
-    const int rows = min(a.rows_per_part, all - first);
-    float *means = shared, *squares = shared + lanes * width;
-    if (vec < n_vec) {
-        const T *in = static_cast<const T *>(a.in.p) + g * a.in.sg + n * a.in.sn + vec * 8;
-        float shift[8] = {}, sum[8] = {}, sum2[8] = {};
-        int count = 0;
-        for (int r = threadIdx.y; r < rows; r += lanes, count++) {
-            const int at = first + r, h = at / a.in.w, w = at - h * a.in.w;
+/* A multiple of 8, so that the threads are whole rows of the slab's channels too. */
+int lanes_of(int slab, int rows) {
+    const int most = THREADS / slab / 8 * 8, enough = divide_up(rows, 8) * 8;
+    return most < enough ? most : enough;
+}
+
+/* Where every `by`-th row of a picture lies, without a division a row. */
+struct row_walk {
+    int64_t at, step, wrap;
+    int w, step_w, width;
+    __device__ row_walk(int64_t sh, int64_t sw, int width, int row, int by)
+        : at(row / width * sh + row % width * sw), step(by / width * sh + by % width * sw), wrap(sh - width * sw),
+          w(row % width), step_w(by % width), width(width) {}
+    __device__ void next() {
+        at += step, w += step_w;
+        if (w >= width) w -= width, at += wrap;
+    }
+};
+
+/* 8 channels of every `by`-th row from `row` to `last`, by a thread through its own RING slots of 16 bytes in shared
+ * memory, where copies take no registers. */
+template <typename T> struct row_reader {
+    enum { AHEAD = RING * 2 / sizeof(T) };
+    const T *from;
+    T *slots;
+    row_walk walk;
+    int row, last, by, apart;
+    __device__ row_reader(const cu_view &v, int64_t at, uint4 *ring, int row, int last)
+        : from(static_cast<const T *>(v.p) + at),
+          slots(reinterpret_cast<T *>(ring) + (threadIdx.y * blockDim.x + threadIdx.x) * 8),
+          walk(v.sh, v.sw, v.w, row, blockDim.y), row(row), last(last), by(blockDim.y), apart(blockDim.x * by * 8) {}
+    __device__ void fetch(int k, int r) {
+        if (r < last)
+            for (int i = 0; i < 8; i += 16 / sizeof(T)) copy16(slots + k * apart + i, from + walk.at + i, true);
+        copy_commit();
+        walk.next();
+    }
+    __device__ void start() {
+        for (int k = 0; k < AHEAD; k++) fetch(k, row + k * by);
+    }
+    template <typename F> __device__ void each(F use) {
+        for (unsigned k = 0; row < last; row += by, k = (k + 1) % AHEAD) {
             float v[8];
-            load8(in + h * a.in.sh + w * a.in.sw, v);
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                if (count == 0) shift[i] = v[i];
-                const float d = v[i] - shift[i];
-                sum[i] += d;
-                sum2[i] += d * d;
-            }
+            copy_wait<AHEAD - 1>();
+            load8(slots + k * apart, v);
+            fetch(k, row + AHEAD * by);
+            use(v);
         }
-        const float inverse = count ? 1.0f / count : 0.0f;
-        const int at = threadIdx.y * width + threadIdx.x * 8;
+    }
+};
+
+/* Mean and sum of squared deviations of channel c of a slab, to thread c, from the sums about `shift` of all threads t
+ * with t % width == c, always in the same order; n: values of a channel. Not a number stays so. */
+CU_DEVICE void channel_moments(float shift, float sum, float sum2, int width, int n, float *mean, float *m2) {
+    __shared__ float sums[2][THREADS];
+    const int threads = blockDim.x * blockDim.y, tid = threadIdx.y * blockDim.x + threadIdx.x;
+    sums[0][tid] = sum, sums[1][tid] = sum2;
+    __syncthreads();
+    if (tid >= width) return;
+    for (int i = tid + width; i < threads; i += width) sum += sums[0][i], sum2 += sums[1][i];
+    sum2 -= sum * (sum / n);
+    *mean = shift + sum / n;
+    *m2 = sum2 < 0 ? 0 : sum2;
+}
+
+/* ---- norm_stats: one pass, sums about the part's first row (no cancellation where the mean is large). Grid: (parts,
+ * slabs, g * n). */
+
+template <typename T> __global__ void __launch_bounds__(THREADS, 2) stats_kernel(cu_stats_args a) {
+    next_launch_may_start();
+    __shared__ __align__(16) uint4 ring[RING * THREADS];
+    const int part = blockIdx.x, gn = blockIdx.z, g = gn / a.in.n, n = gn % a.in.n, width = blockDim.x * 8;
+    const int first = part * a.rows_per_part, last = min(first + a.rows_per_part, a.in.h * a.in.w);
+    const int threads = blockDim.x * blockDim.y, tid = threadIdx.y * blockDim.x + threadIdx.x;
+    const int c = blockIdx.y * width + threadIdx.x * 8, channel = blockIdx.y * width + tid % width, end = a.in.c;
+    const int64_t at = g * a.in.sg + n * a.in.sn; /* where the last slab is wider than what is left: that again */
+    row_reader<T> in(a.in, at + min(c, end - 8), ring, first + threadIdx.y, last);
+    const T *row = static_cast<const T *>(a.in.p) + at + first / a.in.w * a.in.sh + first % a.in.w * a.in.sw;
+    float shift[8], sum[8] = {}, sum2[8] = {}, mean, m2;
+    previous_launch_wait();
+    in.start();
+    load8(row + min(c, end - 8), shift);
+    const float my_shift = static_cast<float>(row[min(channel, end - 1)]);
+    in.each([&](const float v[8]) {
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            means[at + i] = shift[i] + sum[i] * inverse;
-            squares[at + i] = sum2[i] - sum[i] * sum[i] * inverse;
+            const float d = v[i] - shift[i];
+            sum[i] += d;
+            sum2[i] += d * d;
         }
-    }
+    });
+    /* [lanes][width] sums, of which each thread adds up eight of one column */
+    float *sums = reinterpret_cast<float *>(ring), *squares = sums + threads * 8, s = 0, s2 = 0;
     __syncthreads();
-    const int n_c = min(width, (n_vec - static_cast<int>(blockIdx.y * blockDim.x)) * 8);
-    float *out = static_cast<float *>(a.out.p) + g * a.out.sg + n * a.out.sn + part * a.out.sw;
-    for (int c = threadIdx.y * blockDim.x + threadIdx.x; c < n_c; c += blockDim.x * blockDim.y) {
-        float mean = 0, m2 = 0;
-        for (int l = 0; l < lanes; l++) mean += means[l * width + c] * ((rows - l + lanes - 1) / lanes);
-        mean /= rows;
-        for (int l = 0; l < lanes && l < rows; l++) {
-            const float d = means[l * width + c] - mean;
-            m2 += fmaxf(squares[l * width + c], 0.0f) + d * d * ((rows - l + lanes - 1) / lanes);
-        }
-        const int channel = blockIdx.y * width + c;
-        out[channel] = mean;
-        out[a.in.c + channel] = m2;
-    }
+    store8(sums + tid * 8, sum);
+    store8(squares + tid * 8, sum2);
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < 8; k++) s += sums[tid + k * threads], s2 += squares[tid + k * threads];
+    channel_moments(my_shift, s, s2, width, last - first, &mean, &m2);
+    if (tid >= width || channel >= end) return;
+    float *out = static_cast<float *>(a.out.p) + g * a.out.sg + n * a.out.sn + part * a.out.sw + channel;
+    out[0] = mean;
+    out[end] = m2;
 }
 
-/* ---- group norm: grid (chunks of rows, slabs, g * n), block (vectors of a slab, row lanes) */
+/* ---- group norm: grid (chunks of rows, slabs, g * n) */
 
-/* Mean and 1/deviation of one group by one warp: the mean of all parts first, then deviations from it. Lanes take the
- * parts in a fixed order and meet in a fixed tree, so that the bits never change. */
-CU_DEVICE void merge_group(const cu_apply_args &a, const float *sa, const float *sb, int group, int per, int rows,
-                           int lane, float *mean_out, float *rstd_out) {
-    const int pairs = per * a.stats_a.w;
-    const float total = static_cast<float>(rows) * per;
-    float mean = 0, m2 = 0;
-    for (int pass = 0; pass < 2; pass++) {
-        float sum = 0;
-        for (int i = lane; i < pairs; i += 32) {
-            const int part = i / per, c = group * per + i - part * per;
-            const bool in_a = c < a.a.c;
-            const float *p = in_a ? sa + part * a.stats_a.sw + c : sb + part * a.stats_b.sw + c - a.a.c;
-            const float count = min(a.rows_per_part, rows - part * a.rows_per_part);
-            if (pass == 0) sum += p[0] * count;
-            else sum += p[(in_a ? a.stats_a.c : a.stats_b.c) / 2] + (p[0] - mean) * (p[0] - mean) * count;
-        }
-        sum = warp_sum(sum);
-        if (pass == 0) mean = sum / total;
-        else m2 = sum;
-    }
-    *mean_out = mean;
-    *rstd_out = rsqrtf(m2 / total + a.eps);
-}
-
-template <typename TI, typename TO> __global__ void group_kernel(cu_apply_args a, int chunk) {
-    launches_meet();
-    extern __shared__ __align__(16) float shared[]; /* per channel of the slab: factor, then offset */
-    const int slab_c = blockDim.x * 8, first_c = blockIdx.y * slab_c, c_all = a.a.c + (a.b.p ? a.b.c : 0);
-    const int gn = blockIdx.z, g = gn / a.out.n, n = gn % a.out.n, rows = a.a.h * a.a.w;
-    const int tid = threadIdx.y * blockDim.x + threadIdx.x, n_warps = blockDim.x * blockDim.y / 32;
-    const int per = c_all / a.groups, first_group = first_c / per, n_groups = slab_c / per;
-    const float *sa = static_cast<const float *>(a.stats_a.p) + g * a.stats_a.sg + n * a.stats_a.sn;
-    const float *sb = a.b.p ? static_cast<const float *>(a.stats_b.p) + g * a.stats_b.sg + n * a.stats_b.sn : nullptr;
-    __shared__ float moments[2][THREADS];
-    if (tid / 32 < n_warps) /* a last part of a warp takes no group: shuffles want whole warps */
-        for (int k = tid / 32; k < n_groups; k += n_warps) {
-            float mean, rstd;
-            merge_group(a, sa, sb, first_group + k, per, rows, tid & 31, &mean, &rstd);
-            if ((tid & 31) == 0) moments[0][k] = mean, moments[1][k] = rstd;
-        }
-    __syncthreads();
-    float *factor = shared, *offset = shared + slab_c;
-    for (int c = tid; c < slab_c; c += blockDim.x * blockDim.y) {
-        const float f = moments[1][c / per] * a.gamma[first_c + c];
-        factor[c] = f;
-        offset[c] = a.beta[first_c + c] - moments[0][c / per] * f;
-    }
-    __syncthreads();
-    const int c = first_c + threadIdx.x * 8;
+template <typename TI, typename TO>
+__global__ void __launch_bounds__(THREADS, 2) group_kernel(cu_apply_args a, int chunk) {
+    next_launch_may_start();
+    __shared__ __align__(16) uint4 ring[RING * THREADS];
+    __shared__ __align__(16) float means[THREADS], squares[THREADS], factors[THREADS], offsets[THREADS];
+    const int slab_c = blockDim.x * 8, first_c = blockIdx.y * slab_c, per = (a.a.c + (a.b.p ? a.b.c : 0)) / a.groups;
+    const int gn = blockIdx.z, g = gn / a.out.n, n = gn % a.out.n, rows = a.a.h * a.a.w, up = a.up2 ? 2 : 1;
+    const int threads = blockDim.x * blockDim.y, tid = threadIdx.y * blockDim.x + threadIdx.x;
+    const int first = blockIdx.x * chunk + threadIdx.y, last = min(rows, static_cast<int>(blockIdx.x + 1) * chunk);
+    const int c = first_c + threadIdx.x * 8, channel = first_c + tid % slab_c;
     const bool in_a = c < a.a.c;
-    const cu_view &in = in_a ? a.a : a.b;
-    const TI *src = static_cast<const TI *>(in.p) + g * in.sg + n * in.sn + (in_a ? c : c - a.a.c);
-    TO *dst = static_cast<TO *>(a.out.p) + g * a.out.sg + n * a.out.sn + c;
-    float f[8], o[8], v[8];
-    load8(factor + threadIdx.x * 8, f);
-    load8(offset + threadIdx.x * 8, o);
-    const int last = min(rows, static_cast<int>(blockIdx.x + 1) * chunk), up = a.up2 ? 2 : 1;
-    for (int r = blockIdx.x * chunk + threadIdx.y; r < last; r += blockDim.y) {
-        const int h = r / a.a.w, w = r - h * a.a.w;
-        load8(src + h * in.sh + w * in.sw, v);
+    const cu_view in = in_a ? a.a : a.b;
+    row_reader<TI> reader(in, g * in.sg + n * in.sn + (in_a ? c : c - a.a.c), ring, first, last);
+    TO *out = static_cast<TO *>(a.out.p) + g * a.out.sg + n * a.out.sn + c;
+    const float gamma = a.gamma[channel], beta = a.beta[channel];
+    previous_launch_wait();
+    reader.start();
+
+    const bool of_a = channel < a.a.c;
+    const cu_view stats = of_a ? a.stats_a : a.stats_b;
+    const float *part =
+        static_cast<const float *>(stats.p) + g * stats.sg + n * stats.sn + channel - (of_a ? 0 : a.a.c);
+    const float shift = part[0];
+    float sum = 0, sum2 = 0, mean, m2, f[8], o[8];
+#pragma unroll 8
+    for (int p = tid / slab_c; p < stats.w; p += threads / slab_c) {
+        const float count = min(a.rows_per_part, rows - p * a.rows_per_part), d = part[p * stats.sw] - shift;
+        sum += d * count;
+        sum2 += part[p * stats.sw + stats.c / 2] + d * d * count;
+    }
+    channel_moments(shift, sum, sum2, slab_c, rows, &mean, &m2);
+    if (tid < slab_c) means[tid] = mean, squares[tid] = m2;
+    __syncthreads();
+    if (tid < slab_c) { /* of its group: the mean about the first channel's, then deviations from it */
+        const int k = tid / per * per;
+        float d = 0, s2 = 0;
+        for (int i = k; i < k + per; i++) d += means[i] - means[k];
+        mean = means[k] + d / per;
+        for (int i = k; i < k + per; i++) s2 += squares[i] + (means[i] - mean) * (means[i] - mean) * rows;
+        factors[tid] = rsqrtf(s2 / (static_cast<float>(rows) * per) + a.eps) * gamma;
+        offsets[tid] = beta - mean * factors[tid];
+    }
+    __syncthreads();
+    load8(factors + threadIdx.x * 8, f);
+    load8(offsets + threadIdx.x * 8, o);
+    row_walk to(up * a.out.sh, up * a.out.sw, a.a.w, first, blockDim.y);
+    reader.each([&](float v[8]) {
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = v[i] * f[i] + o[i];
         act8(a.act, v);
-        store_pixel(dst + up * h * a.out.sh + up * w * a.out.sw, a, v);
-    }
+        store_pixel(out + to.at, a, v);
+        to.next();
+    });
 }
 
 /* ---- layer norm: a warp a row; up to KEEP vectors a lane stay in registers, wider rows are read again */
@@ -230,35 +274,31 @@ template <typename TI, typename TO> cudaError_t launch_apply(cu_order order, con
                      dim3(32, LAYER_WARPS), 0, a);
     }
     if (a.norm == CU_NORM_GROUP) {
-        const int unit = slab_unit(n_vec * 8 / a.groups);
-        int slab = unit;
-        while (slab * 2 <= 20 && n_vec % (slab * 2) == 0) slab *= 2;
-        const int lanes = slab >= THREADS ? 1 : THREADS / slab, slabs = n_vec / slab;
-        int chunk = 4 * lanes;
-        while (chunk < rows && divide_up(rows, chunk) * slabs * pictures > 8 * MIN_BLOCKS) chunk *= 2;
-        return start(order, group_kernel<TI, TO>, dim3(divide_up(rows, chunk), slabs, pictures), dim3(slab, lanes),
-                     slab * 16 * sizeof(float), a, chunk);
+        int slab = slab_unit(n_vec * 8 / a.groups);
+        while (slab * 2 <= 10 && n_vec % (slab * 2) == 0) slab *= 2; /* 128 bytes of a row together */
+        const int lanes = lanes_of(slab, rows), slabs = n_vec / slab,
+                  share = divide_up(rows * slabs * pictures, BLOCKS), chunk = share > lanes ? share : lanes;
+        return start(order, group_kernel<TI, TO>, dim3(divide_up(rows, chunk), slabs, pictures), dim3(slab, lanes), 0,
+                     a, chunk);
     }
-    return start(order, map_kernel<TI, TO>, dim3(divide_up(a.a.w * n_vec, THREADS), a.a.h, pictures), THREADS, 0, a);
+    return start(order, map_kernel<TI, TO>, dim3(divide_up(a.a.w * n_vec, MAP_THREADS), a.a.h, pictures), MAP_THREADS,
+                 0, a);
 }
 
 } // namespace
 
 cudaError_t cu_norm_stats(cu_order order, const cu_stats_args *args) {
     const int n_vec = args->in.c / 8, parts = args->out.w, pictures = args->in.g * args->in.n;
-    int width = n_vec < 40 ? n_vec : 40;
-    while (width > 8 && width % 2 == 0 && parts * divide_up(n_vec, width) * pictures < MIN_BLOCKS) width /= 2;
-    const int lanes = THREADS / width;
-    const dim3 grid(parts, divide_up(n_vec, width), pictures), block(width, lanes);
-    const size_t shared = static_cast<size_t>(lanes) * width * 16 * sizeof(float);
-    if (args->in.half) return start(order, stats_kernel<__half>, grid, block, shared, *args, n_vec);
-    return start(order, stats_kernel<float>, grid, block, shared, *args, n_vec);
+    int slab = n_vec < 8 ? n_vec : 8;
+    if (slab == 8 && parts * divide_up(n_vec, slab) * pictures * 2 <= BLOCKS) slab = 4;
+    const dim3 grid(parts, divide_up(n_vec, slab), pictures), block(slab, lanes_of(slab, args->rows_per_part));
+    if (args->in.half) return start(order, stats_kernel<__half>, grid, block, 0, *args);
+    return start(order, stats_kernel<float>, grid, block, 0, *args);
 }
 
 cudaError_t cu_apply(cu_order order, const cu_apply_args *args) {
     if (args->a.half)
-        return args->out.half ? launch_apply<__half, __half>(order, *args)
-                              : launch_apply<__half, float>(order, *args);
+        return args->out.half ? launch_apply<__half, __half>(order, *args) : launch_apply<__half, float>(order, *args);
     return args->out.half ? launch_apply<float, __half>(order, *args) : launch_apply<float, float>(order, *args);
 }
 

@@ -19,6 +19,7 @@
  * A layer norm before a linear costs no launch: with W' = W gamma (by columns), W (norm(x)) is (W' x - mean W' 1) / deviation +
  * W beta. The groups that multiply sum each row and its squares out of the stages as they come, about the row's first
  * value, and each block merges the parts of its cluster in order. */
+#include "cuda/gelu.h"
 #include "cuda/hopper.cuh"
 
 /* Marks a moment of a block, by the thread that is `mine`: for bench/gpu/phases.cu, which is this file once more. */
@@ -308,7 +309,7 @@ CU_DEVICE void finish_rows(const launch_args &all, const member &a, float *sums,
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 v[k][i] = (v[k][i] - mean * vectors.minus[i]) * rstd + vectors.add[i];
-                if (GATED) v[k][i] *= act_gelu((gate[k][i] - mean * vectors.gate_minus[i]) * rstd + vectors.gate_add[i]);
+                if (GATED) v[k][i] *= cu_gelu((gate[k][i] - mean * vectors.gate_minus[i]) * rstd + vectors.gate_add[i]);
             }
             if (!GATED) act8(a.epi.act, v[k]);
             if (a.epi.scale)

@@ -31,6 +31,7 @@ static const double hopeless = 3;
 typedef struct found {
     const lw_program *program;
     const lw_op *op;
+    lw_op one; /* the first member of an op of several, where op points to it */
     uint64_t signature;
     int32_t uses;
 } found;
@@ -58,23 +59,40 @@ static int32_t candidates(const lw_backend *b, const lw_params *params, const lw
     return n;
 }
 
+/* Adds op to the n that are in all, if there is a choice. */
+static int32_t add_found(const lw_backend *b, const lw_program *p, const lw_op *op, int32_t uses, found *all,
+                         int32_t n) {
+    const lw_tactic *tactics[MAX_TACTICS];
+    uint64_t signature = lw_op_signature(p->params, op);
+    int32_t at = 0;
+    while (at < n && all[at].signature != signature) at++;
+    if (at < n) all[at].uses += uses;
+    else if (candidates(b, p->params, op, tactics) > 1) {
+        all[n] = (found){.program = p, .op = op, .one = *op, .signature = signature, .uses = uses};
+        if (uses == 0) all[n].op = &all[n].one;
+        n++;
+    }
+    return n;
+}
+
+/* Single ops before those of several members, and a member of each of these too, so that it is known what they take
+ * apart. */
 static lw_status collect(const lw_backend *b, const lw_program *const *programs, int32_t n_programs, found **out,
                          int32_t *n_out, lw_error *err) {
     int32_t total = 0, n = 0;
     for (int32_t i = 0; i < n_programs; i++) total += programs[i]->n_ops;
-    found *all = lw_alloc((size_t)total + 1, sizeof *all);
+    found *all = lw_alloc(2 * (size_t)total + 1, sizeof *all);
     if (!all) return lw_fail(err, LW_ENOMEM, "tuning: no memory for a list of %d ops", total);
-    for (int32_t i = 0; i < n_programs; i++)
-        for (int32_t k = 0; k < programs[i]->n_ops; k++) {
-            const lw_op *op = &programs[i]->ops[k];
-            const lw_tactic *tactics[MAX_TACTICS];
-            uint64_t signature = lw_op_signature(programs[i]->params, op);
-            int32_t at = 0;
-            while (at < n && all[at].signature != signature) at++;
-            if (at < n) all[at].uses++;
-            else if (candidates(b, programs[i]->params, op, tactics) > 1)
-                all[n++] = (found){.program = programs[i], .op = op, .signature = signature, .uses = 1};
-        }
+    for (int32_t several = 0; several < 2; several++)
+        for (int32_t i = 0; i < n_programs; i++)
+            for (int32_t k = 0; k < programs[i]->n_ops; k++) {
+                const lw_op *op = &programs[i]->ops[k];
+                const lw_tactic *tactics[MAX_TACTICS];
+                lw_op one = {.kind = op->kind, .n_member = 1, .name = op->name, .m = op->m};
+                if (several == (op->n_member > 1)) n = add_found(b, programs[i], op, 1, all, n);
+                else if (!several && candidates(b, programs[i]->params, op, tactics) > 1)
+                    n = add_found(b, programs[i], &one, 0, all, n);
+            }
     *out = all;
     *n_out = n;
     return LW_OK;
@@ -108,6 +126,7 @@ static lw_status weight_read(void *user, const char *name, int64_t row, int64_t 
 typedef struct rig {
     lw_backend *backend;
     const found *f;
+    lw_choices *choices; /* of what was tuned before */
     lw_params *params;
     lw_program *program;
     int32_t copies, n_tactics;
@@ -214,14 +233,14 @@ static lw_status record(rig *r, lw_error *err) {
 }
 
 static lw_status plan_with(rig *r, const lw_tactic *t, lw_plan **plan, lw_error *err) {
-    lw_choices *forced = lw_choices_new();
+    lw_choices *forced = t == &apart ? r->choices : lw_choices_new(); /* apart: each as it was chosen by itself */
     if (!forced) return lw_fail(err, LW_ENOMEM, "tuning: no memory for op %s", r->f->op->name);
     lw_choice choice = {.signature = lw_op_signature(r->params, &r->program->ops[0])};
     snprintf(choice.tactic, sizeof choice.tactic, "%s", t->name);
     lw_status status = lw_choices_put(forced, &choice, err);
     if (status == LW_OK)
         status = lw_plan_make_with(plan, r->backend, &(lw_plan_options){.choices = forced}, r->program, err);
-    lw_choices_free(forced);
+    if (forced != r->choices) lw_choices_free(forced);
     return status;
 }
 
@@ -328,9 +347,9 @@ static bool clearly_wins(const rig *r, int32_t i) {
     return r->best_ms[i] < r->best_ms[0] * clear_win && r->wins[i] >= r->rounds[i] * most_rounds;
 }
 
-static lw_status tune_one(lw_backend *backend, const found *f, double budget_ms, lw_tune_time times[MAX_TACTICS],
-                          lw_tune_op *out, lw_error *err) {
-    rig r = {.backend = backend, .f = f};
+static lw_status tune_one(lw_backend *backend, const found *f, lw_choices *choices, double budget_ms,
+                          lw_tune_time times[MAX_TACTICS], lw_tune_op *out, lw_error *err) {
+    rig r = {.backend = backend, .f = f, .choices = choices};
     lw_status status = build(&r, err);
     if (status == LW_OK) status = time_all(&r, budget_ms, err);
     if (status == LW_OK) {
@@ -364,7 +383,7 @@ lw_status lw_tune(lw_choices *choices, lw_backend *backend, const lw_program *co
     for (int32_t i = 0; status == LW_OK && i < n; i++) {
         lw_tune_op op;
         lw_tune_time times[MAX_TACTICS];
-        LW_GO(tune_one(backend, &all[i], budget, times, &op, err));
+        LW_GO(tune_one(backend, &all[i], choices, budget, times, &op, err));
         op.index = i + 1;
         op.n = n;
         LW_GO(lw_choices_put(choices, &op.choice, err));

@@ -49,7 +49,7 @@ typedef struct lw_tune_op {
     lw_choice choice;
     const char *heuristic; /* what the backend's order gives, and its time */
     double heuristic_us;
-    int32_t uses;     /* ops of this signature in the programs */
+    int32_t uses;     /* ops of this signature in the programs; 0: only members of ops of several */
     int32_t index, n; /* done so far with this one, of all */
 } lw_tune_op;
 

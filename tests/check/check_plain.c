@@ -29,6 +29,8 @@ static void stats_cases(ck_list *list, lw_dtype dtype, int32_t chance) {
             in.how = how == 1 ? CK_SLICE : how == 2 ? CK_PADDED : 0;
             add_stats(list, dtype, &in, MANY | CK_IN(CK_DENORMAL) | CK_IN(CK_NAN), "list");
         }
+    ck_in large = {.g = 1, .n = 1, .h = 173, .w = 181, .c = 40, .how = CK_PADDED}; /* many rows a part */
+    add_stats(list, dtype, &large, CK_IN(CK_LARGE) | CK_IN(CK_CONSTANT), "list");
     for (int32_t i = 0; i < chance; i++) {
         ck_in in = ck_chance_in(&rng);
         add_stats(list, dtype, &in, CK_IN(ck_below(&rng, CK_CONSTANT)), "chance");
@@ -93,6 +95,17 @@ static void apply_cases(ck_list *list, lw_dtype dtype, int32_t chance) {
         in.h = 67; /* two parts of statistics */
         if (dtype == LW_F32 || c % 8 == 0) add_apply(list, dtype, &in, 0, CK_IN(CK_NORMAL), "list");
     }
+    ck_in large = {.g = 1, /* many parts of many rows */
+                   .n = 1,
+                   .h = 103,
+                   .w = 107,
+                   .c = 200,
+                   .c2 = 120,
+                   .norm = LW_NORM_GROUP,
+                   .groups = 1,
+                   .act = LW_ACT_SILU,
+                   .how = CK_PADDED};
+    add_apply(list, dtype, &large, CK_SLICE, CK_IN(CK_NORMAL) | CK_IN(CK_LARGE), "list");
     for (int32_t i = 0; i < chance; i++) {
         ck_in in = ck_chance_in(&rng);
         add_apply(list, dtype, &in, ck_below(&rng, 2) ? 0 : CK_SLICE, CK_IN(ck_below(&rng, CK_CONSTANT)), "chance");

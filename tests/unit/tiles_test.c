@@ -5,7 +5,10 @@
 #include "fixture.h"
 
 #ifdef LW_HAVE_CUDA
+#include <math.h>
+
 #include "base/base.h"
+#include "cuda/gelu.h"
 #include "cuda/model.h"
 
 typedef struct shape {
@@ -411,6 +414,17 @@ static void blocks_fill_multiprocessors(void **state) {
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         assert_int_equal(cu_attention_groups(cases[i].queries, cases[i].all, cases[i].d, 132), cases[i].groups);
 }
+
+/* The formula's 1.5e-7 of erf: within half a unit of fp16's last place where that is not denormal. */
+static void gelu_is_exact_for_half(void **state) {
+    (void)state;
+    for (int i = -12000; i <= 12000; i++) {
+        double x = i / 1000.0, want = 0.5 * x * erfc(-x / sqrt(2)), got = (double)cu_gelu((float)x);
+        if (fabs(got - want) > 1e-7 * (1 + fabs(x)) + 1e-6 * fabs(want)) fail_msg("gelu(%g) is %g, not %g", x, got, want);
+    }
+    assert_true(isnan(cu_gelu(NAN)));
+    assert_true(cu_gelu(0) == 0 && cu_gelu(60000) == 60000 && fabsf(cu_gelu(-60000)) == 0);
+}
 #endif
 
 int main(void) {
@@ -418,7 +432,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(dividers_divide), cmocka_unit_test(every_tile_is_a_convolution),
                                        cmocka_unit_test(boxes_fill_tiles), cmocka_unit_test(sums_are_a_bijection),
                                        cmocka_unit_test(every_head_is_attention),
-                                       cmocka_unit_test(blocks_fill_multiprocessors)};
+                                       cmocka_unit_test(blocks_fill_multiprocessors),
+                                       cmocka_unit_test(gelu_is_exact_for_half)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 #else
     puts("this build has no CUDA");

@@ -256,6 +256,77 @@ static void plans(void **state) {
     backend->close(backend);
 }
 
+/* ---- members: one launch against each by itself */
+
+static int delay_ms;
+
+static bool together_supports(const lw_backend *b, const lw_params *params, const lw_op *op) {
+    (void)b, (void)params;
+    return op->n_member > 1;
+}
+
+static lw_status together_prepare(lw_backend *b, lw_params *params, const lw_op *op, void **state,
+                                  size_t *workspace_bytes, lw_error *err) {
+    (void)b, (void)params, (void)op, (void)workspace_bytes, (void)err;
+    *state = NULL;
+    return LW_OK;
+}
+
+static lw_status together_run(lw_backend *b, const lw_params *params, const lw_op *op, void *state, const lw_run *r,
+                              lw_error *err) {
+    (void)b, (void)params, (void)op, (void)state, (void)r, (void)err;
+    for (double end = lw_now_ms() + delay_ms; lw_now_ms() < end;) continue;
+    return LW_OK;
+}
+
+static int note_choice(void *user, const lw_tune_op *op) {
+    lw_choice *c = user;
+    if (op->op->n_member == 2) *c = op->choice;
+    else assert_int_equal(op->uses, 0); /* tuned for the sake of the two */
+    return 0;
+}
+
+static void members(void **state) {
+    (void)state;
+    static const lw_tactic together = {
+        "conv2d_together", LW_OP_CONV2D, LW_TAKES_ALL | LW_TAKES_MEMBERS, together_supports, together_prepare,
+        together_run,      NULL};
+    lw_error err;
+    lw_backend *backend = open_backend(1);
+    const lw_tactic *list[64] = {&together}, *const *tactics = backend->tactics;
+    int32_t n_tactics = backend->n_tactics;
+    memcpy(list + 1, tactics, (size_t)n_tactics * sizeof *list);
+    backend->tactics = list;
+    backend->n_tactics++;
+    for (delay_ms = 0; delay_ms <= 20; delay_ms += 20) {
+        lw_tensor_source source = {.dims = dims, .read = values};
+        lw_params *params = NULL;
+        lw_plan *plan = NULL;
+        ok(lw_params_new(&params, &source, &err), &err);
+        lw_program *p = lw_program_new("two", params, LW_F32);
+        record_conv(p, 8);
+        lw_args two[2] = {*p->ops[0].m, *p->ops[0].m};
+        two[1].product.out = lw_rec_temp(p, LW_F32, 1, 2, 8, 8, 32);
+        p->ops[0].m = two;
+        p->ops[0].n_member = 2;
+        lw_choices *t = lw_choices_new();
+        lw_choice c = {.tactic = ""};
+        const lw_program *programs[] = {p};
+        ok(lw_tune(t, backend, programs, 1, &(lw_tune_hooks){.budget_ms = 5, .tuned = note_choice, .user = &c}, &err),
+           &err);
+        assert_string_equal(c.tactic, delay_ms ? LW_APART : together.name);
+        ok(lw_plan_make_with(&plan, backend, &(lw_plan_options){.choices = t}, p, &err), &err);
+        assert_int_equal(lw_plan_n_ops(plan), delay_ms ? 2 : 1);
+        lw_plan_free(plan);
+        lw_choices_free(t);
+        lw_program_free(p);
+        lw_params_free(params, backend);
+    }
+    backend->tactics = tactics;
+    backend->n_tactics = n_tactics;
+    backend->close(backend);
+}
+
 /* ---- jobs */
 
 typedef struct run {
@@ -374,8 +445,9 @@ static void jobs(void **state) {
 int main(void) {
     if (!mkdtemp(folder)) return 1;
     snprintf(file, sizeof file, "%s/tactics-cpu.json", folder);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(table), cmocka_unit_test(round_trip),
-                                       cmocka_unit_test(other_files), cmocka_unit_test(plans), cmocka_unit_test(jobs)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(table),       cmocka_unit_test(round_trip),
+                                       cmocka_unit_test(other_files), cmocka_unit_test(plans),
+                                       cmocka_unit_test(members),     cmocka_unit_test(jobs)};
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     unlink(file);
     rmdir(folder);
