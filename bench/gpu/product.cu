@@ -6,13 +6,16 @@
  *                  launches as make their weights cold; a table as docs/perf/products-h100.tsv, then the best of each
  *                  shape
  *   fill           one wave of tiles with 1 to 64 steps of the sum: what a launch costs before and after its work
+ *   phases [TEXT]  where a block's time goes, of the tiles that the model likes best for a shape (phases.cuh)
  * A program of its own so that a kernel that breaks the device breaks nothing else. */
 #include "gpu/gpu.cuh"
 
 #include <string>
 
 #include "cuda/kernels.h"
+#include "cuda/model.h"
 #include "cuda/tiles.h"
+#include "gpu/phases.cuh"
 
 namespace {
 
@@ -436,12 +439,92 @@ int fill(void *encode) {
     return 0;
 }
 
+/* ---- phases */
+
+/* One of each kind; any other by its name. */
+const char *const phase_shapes[] = {"c3 4x6 1280", "c3 8x12 1280", "c3 16x24 640", "c3 32x48 320", "lin 192 1280",
+                                    "lin 192 5120", "geglu 192", "lin 768 640", "lin 768 2560", "geglu 768",
+                                    "lin 3072 320", "lin 3072 1280", "vae 32x48 512"};
+
+double median(std::vector<double> v) {
+    if (v.empty()) return 0;
+    std::nth_element(v.begin(), v.begin() + v.size() / 2, v.end());
+    return v[v.size() / 2];
+}
+
+/* Of the last of some launches in a graph, each with weights of its own that are in no cache. */
+void print_phases(const shape &s, const job &j, int copies, void *encode, const cu_choice &c, int overlap) {
+    std::vector<block_phases> blocks;
+    MUST(phases_read(blocks)); /* forgets what was */
+    const double us = graph_us(
+                          [&](cudaStream_t stream) {
+                              for (int i = 0; i < copies; i++) {
+                                  cu_product_args a = j.a;
+                                  a.tile = c.tile, a.splits = c.splits;
+                                  a.weights = static_cast<const __half *>(j.a.weights) + i * j.weight_values;
+                                  MUST(phases_wgmma(cu_order{stream, overlap}, &a, 1, encode));
+                              }
+                          },
+                          3) /
+                      copies;
+    MUST(phases_read(blocks));
+    if (blocks.empty()) return;
+    unsigned long long first = UINT64_MAX, last = 0, end = 0;
+    double cycles = 0, ns = 0;
+    for (const block_phases &b : blocks) {
+        first = std::min(first, b.began), last = std::max(last, b.began), end = std::max(end, b.ended);
+        cycles += static_cast<double>(b.at[PHASE_FINISHED] - b.at[PHASE_BEGIN]);
+        ns += static_cast<double>(b.ended - b.began);
+    }
+    std::printf("%-18s %-9s/%d %c %5zu %8.2f %6llu %6llu", s.name, tile_names[c.tile], c.splits, overlap ? '+' : ' ',
+                blocks.size(), us, last - first, end - first);
+    for (int p = PHASE_BEGIN + 1; p < N_PHASES; p++) {
+        std::vector<double> at;
+        for (const block_phases &b : blocks)
+            if (b.at[p]) at.push_back(static_cast<double>(b.at[p] - b.at[PHASE_BEGIN]) * ns / cycles);
+        if (at.empty()) std::printf(" %10s", "-");
+        else std::printf(" %10.0f", median(at));
+    }
+    std::printf("\n");
+    std::fflush(stdout);
+}
+
+void phases_of(const shape &s, void *encode) {
+    const int copies = std::min(count_copies(s), 12);
+    job j = make_job(s, 1 | 4, copies);
+    std::vector<cu_choice> choices;
+    for (int tile = 0; tile < CU_N_WGMMA_TILES; tile++) choices.push_back(cu_wgmma_splits(&cu_h100, &j.a, 1, tile));
+    std::sort(choices.begin(), choices.end(), [](const cu_choice &a, const cu_choice &b) { return a.us < b.us; });
+    for (int i = 0; i < 3; i++)
+        for (int overlap = 0; overlap < 2; overlap++) print_phases(s, j, copies, encode, choices[i], overlap);
+    drop_job(j);
+}
+
+int phases(void *encode, const char *only) {
+    std::printf("# us: of a launch in a chain with cold weights (+: launches overlap). Then ns: ramp: from the first "
+                "block's begin to the last's; all: to the last's end; phases: medians over the blocks, from each one's "
+                "begin; - where no block comes by\n");
+    std::printf("%-18s %-11s %c %5s %8s %6s %6s", "# shape", "tile/splits", ' ', "blocks", "us", "ramp", "all");
+#define X(name, text)                                                                                                  \
+    if (PHASE_##name != PHASE_BEGIN) std::printf(" %10s", text);
+    PHASES(X)
+#undef X
+    std::printf("\n");
+    for (const shape &s : sd15) {
+        bool wanted = *only && std::strstr(s.name, only);
+        for (const char *name : phase_shapes) wanted |= !*only && !std::strcmp(s.name, name);
+        if (wanted) phases_of(s, encode);
+    }
+    return 0;
+}
+
 } // namespace
 
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "", *text = argc > 2 ? argv[2] : "";
-    if (std::strcmp(what, "check") && std::strcmp(what, "time") && std::strcmp(what, "fill")) {
-        std::fprintf(stderr, "usage: linework-gpu-product check [TILE] | time [TEXT] | fill\n");
+    if (std::strcmp(what, "check") && std::strcmp(what, "time") && std::strcmp(what, "fill") &&
+        std::strcmp(what, "phases")) {
+        std::fprintf(stderr, "usage: linework-gpu-product check [TILE] | time [TEXT] | fill | phases [TEXT]\n");
         return 2;
     }
     void *encode = tensor_map_encoder();
@@ -450,5 +533,6 @@ int main(int argc, char **argv) {
         return 1;
     }
     if (!std::strcmp(what, "check")) return check(encode, *text ? std::atoi(text) : -1);
+    if (!std::strcmp(what, "phases")) return phases(encode, text);
     return !std::strcmp(what, "time") ? time_all(encode, text) : fill(encode);
 }

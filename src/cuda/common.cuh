@@ -30,6 +30,23 @@ CU_DEVICE void launches_meet() {
     previous_launch_wait();
 }
 
+/* ---- clusters. All threads of all blocks; what they wrote to their shared memory before is there for the others after.
+ * A plain release would order writes to all of memory: some hundred ns for the device to confirm what nobody waits for. */
+#if __CUDA_ARCH__ >= 900
+CU_DEVICE void cluster_meet() {
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208
+    asm volatile("fence.release.sync_restrict::shared::cta.cluster;\nbarrier.cluster.arrive.relaxed;\n" ::: "memory");
+#else
+    asm volatile("barrier.cluster.arrive.release;\n" ::: "memory");
+#endif
+    asm volatile("barrier.cluster.wait.acquire;\n" ::: "memory");
+}
+/* Before a block ends whose shared memory others read: they have. */
+CU_DEVICE void cluster_leave() {
+    asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;\n" ::: "memory");
+}
+#endif
+
 template <typename... P, typename... A>
 static cudaError_t start(cu_order order, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const A &...args) {
     cudaLaunchAttribute overlap = {};

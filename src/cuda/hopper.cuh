@@ -40,8 +40,23 @@ CU_DEVICE void barrier_wait(uint32_t bar, uint32_t parity) {
     }
 }
 
+/* After barrier_init: the copy engine and the cluster see them. */
+CU_DEVICE void barriers_made() {
+    asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;\n" ::: "memory");
+}
+
+/* True in one lane of a warp whose lanes all are here. */
+CU_DEVICE bool elect_one() {
+    uint32_t one;
+    asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}\n" : "=r"(one));
+    return one != 0;
+}
+
 /* ---- copies */
 
+CU_DEVICE void prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];\n" ::"l"(p) : "memory"); }
+
+CU_DEVICE void prefetch_map(const CUtensorMap *map) { asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory"); }
 CU_DEVICE void copy_box(uint32_t to, const CUtensorMap *map, uint32_t bar, int c, int x, int y, int n) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
                  "%6}], [%2];\n" ::"r"(to),

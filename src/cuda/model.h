@@ -6,6 +6,10 @@
 
 #include "cuda/tiles.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct cu_tile_size {
     int32_t rows, columns, blocks; /* blocks: on a multiprocessor at once */
 } cu_tile_size;
@@ -43,5 +47,9 @@ cu_choice cu_wgmma_choose(const cu_model *m, const cu_product_args *a, int32_t m
 /* Whether a product has so many channels that at most half of each step is zeros. Below that mma.sync is faster: 8
  * channels, 48x32 twice, 320 columns took 8.7 us there and 14.6 here. */
 bool cu_wgmma_fills(int32_t channels);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

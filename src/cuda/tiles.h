@@ -27,18 +27,43 @@ enum {
     CU_BOX_LIMIT = 256      /* the copy engine's boxes are no larger in any direction */
 };
 
+/* Division of 0 <= x < 2^31 by a number that is known before the launch: a multiplication and a shift, where the device
+ * takes a hundred cycles to divide. */
+typedef struct cu_divider {
+    uint32_t by, factor, shift;
+} cu_divider;
+
+static inline cu_divider cu_divider_of(int32_t by) {
+    cu_divider d = {(uint32_t)by, 0, 0};
+    while ((uint64_t)1 << d.shift < d.by) d.shift++;
+    d.factor = (uint32_t)(((((uint64_t)1 << d.shift) - d.by) << 32) / d.by + 1);
+    return d;
+}
+
+CU_BOTH int32_t cu_divide(const cu_divider *d, int32_t x) {
+    return (int32_t)(((uint32_t)((uint64_t)(uint32_t)x * d->factor >> 32) + (uint32_t)x) >> d->shift);
+}
+
+/* x becomes the rest. */
+CU_BOTH int32_t cu_divide_rest(const cu_divider *d, int32_t *x) {
+    const int32_t q = cu_divide(d, *x);
+    *x -= q * (int32_t)d->by;
+    return q;
+}
+
 typedef struct cu_tiling {
     int32_t w, h, n;    /* output */
     int32_t bw, bh, bn; /* box of a tile */
     int32_t tiles_w, tiles_h, tiles;
     int32_t stride, pad_left, pad_top, kw;
     int32_t chunks, steps; /* of one tap; of the whole sum */
+    cu_divider by_tiles_w, by_tiles_h, by_bw, by_bh, by_chunks, by_kw;
 } cu_tiling;
 
 CU_BOTH int32_t cu_ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
 /* The box with the fewest tiles of at most bm pixels; among those the widest, whose copies are longest. */
-CU_BOTH void cu_choose_box(cu_tiling *t, int32_t bm) {
+static inline void cu_choose_box(cu_tiling *t, int32_t bm) {
     const int32_t limit = CU_BOX_LIMIT / t->stride;
     int64_t best = INT64_MAX;
     for (int32_t bw = 1; bw <= t->w && bw <= bm && bw <= limit; bw++) {
@@ -56,6 +81,10 @@ CU_BOTH void cu_choose_box(cu_tiling *t, int32_t bm) {
     t->tiles_w = cu_ceil_div(t->w, t->bw);
     t->tiles_h = cu_ceil_div(t->h, t->bh);
     t->tiles = (int32_t)best;
+    t->by_tiles_w = cu_divider_of(t->tiles_w);
+    t->by_tiles_h = cu_divider_of(t->tiles_h);
+    t->by_bw = cu_divider_of(t->bw);
+    t->by_bh = cu_divider_of(t->bh);
 }
 
 /* Rows of (g, n, h, w) at one stride. */
@@ -65,15 +94,19 @@ CU_BOTH bool cu_is_flat(const cu_view *v) {
 }
 
 /* The tiling of a product by tiles of bm pixels; true: as one row of pixels. */
-CU_BOTH bool cu_wgmma_tiling(cu_tiling *t, const cu_product_args *a, int32_t bm) {
+static inline bool cu_wgmma_tiling(cu_tiling *t, const cu_product_args *a, int32_t bm) {
     const bool flat = a->kh == 1 && a->kw == 1 && a->stride == 1 && !a->pad_top && !a->pad_left && cu_is_flat(&a->in);
     const int32_t gn = a->out.g * a->out.n;
-    cu_tiling r = {a->out.w, a->out.h, gn, 0, 0, 0, 0, 0, 0, a->stride, a->pad_left, a->pad_top, a->kw, 0, 0};
-    if (flat) r.w = gn * a->out.h * a->out.w, r.h = r.n = 1;
-    r.chunks = cu_ceil_div(a->in.c, CU_CHUNK);
-    r.steps = r.chunks * a->kh * a->kw;
-    cu_choose_box(&r, bm);
-    *t = r;
+    t->w = flat ? gn * a->out.h * a->out.w : a->out.w;
+    t->h = flat ? 1 : a->out.h;
+    t->n = flat ? 1 : gn;
+    t->stride = a->stride, t->pad_left = a->pad_left, t->pad_top = a->pad_top, t->kw = a->kw;
+    t->chunks = cu_ceil_div(a->in.c, CU_CHUNK);
+    t->steps = t->chunks * a->kh * a->kw;
+    t->by_chunks = cu_divider_of(t->chunks);
+    t->by_kw = cu_divider_of(t->kw);
+    t->bw = t->bh = t->bn = 0;
+    cu_choose_box(t, bm);
     return flat;
 }
 
@@ -88,33 +121,45 @@ typedef struct cu_place {
 
 /* The first pixel of a tile. */
 CU_BOTH cu_place cu_tile_origin(const cu_tiling *t, int32_t tile) {
-    const int32_t across = tile % t->tiles_w, rest = tile / t->tiles_w;
-    cu_place p = {across * t->bw, rest % t->tiles_h * t->bh, rest / t->tiles_h * t->bn};
+    int32_t across = tile, down = cu_divide_rest(&t->by_tiles_w, &across);
+    const int32_t n = cu_divide_rest(&t->by_tiles_h, &down);
+    cu_place p = {across * t->bw, down * t->bh, n * t->bn};
     return p;
 }
 
 /* The pixel of a tile's row, counted through all pictures; -1: the row has none. */
 CU_BOTH int32_t cu_tile_pixel(const cu_tiling *t, cu_place origin, int32_t row) {
-    const int32_t dx = row % t->bw, rest = row / t->bw, dy = rest % t->bh, dn = rest / t->bh;
+    int32_t dx = row, dy = cu_divide_rest(&t->by_bw, &dx);
+    const int32_t dn = cu_divide_rest(&t->by_bh, &dy);
     const int32_t x = origin.x + dx, y = origin.y + dy, n = origin.n + dn;
     if (dn >= t->bn || x >= t->w || y >= t->h || n >= t->n) return -1;
     return (n * t->h + y) * t->w + x;
 }
 
-/* What a step reads: channels [c, c + 64) of tap `tap`; the input's box begins at (x, y), which may be outside. */
+/* What a step reads: channels [c, c + 64) of tap `tap`, in column kx of the window; the input's box begins at (x, y),
+ * which may be outside. */
 typedef struct cu_step {
-    int32_t tap, c, x, y;
+    int32_t tap, kx, c, x, y;
 } cu_step;
 
 CU_BOTH cu_step cu_step_at(const cu_tiling *t, cu_place origin, int32_t step) {
-    const int32_t tap = step / t->chunks, ky = tap / t->kw, kx = tap - ky * t->kw;
-    cu_step s = {tap, (step - tap * t->chunks) * CU_CHUNK, origin.x * t->stride - t->pad_left + kx,
-                 origin.y * t->stride - t->pad_top + ky};
+    int32_t c = step, kx = cu_divide_rest(&t->by_chunks, &c);
+    const int32_t tap = kx, ky = cu_divide_rest(&t->by_kw, &kx);
+    cu_step s = {tap, kx, c * CU_CHUNK, origin.x * t->stride - t->pad_left + kx, origin.y * t->stride - t->pad_top + ky};
     return s;
 }
 
-/* Steps [begin, end) of part i of n: as even as can be. */
-CU_BOTH int32_t cu_part_begin(int32_t steps, int32_t i, int32_t n) { return (int32_t)((int64_t)steps * i / n); }
+/* The step after s. */
+CU_BOTH void cu_step_next(const cu_tiling *t, cu_step *s) {
+    s->c += CU_CHUNK;
+    if (s->c < t->chunks * CU_CHUNK) return;
+    s->c = 0, s->tap++, s->kx++, s->x++;
+    if (s->kx < t->kw) return;
+    s->kx = 0, s->x -= t->kw, s->y++;
+}
+
+/* Steps [begin, end) of part i of 2^n_bits: as even as can be. */
+CU_BOTH int32_t cu_part_begin(int32_t steps, int32_t i, int32_t n_bits) { return steps * i >> n_bits; }
 
 /* Weight row of the first or second half of column tile `tile`. Without GEGLU (gates = 0) a tile is bn rows; with it,
  * half a tile are values and the other half their gates, `gates` rows further down. */

@@ -22,6 +22,11 @@
 #include "cuda/gelu.h"
 #include "cuda/hopper.cuh"
 
+/* Marks a moment of a block, by the thread that is `mine`: for bench/gpu/phases.cu, which is this file once more. */
+#ifndef CU_PHASE
+#define CU_PHASE(name, mine)
+#endif
+
 namespace {
 
 struct member {
@@ -35,14 +40,16 @@ struct member {
 
 /* Members have the same sizes; each block works for one. */
 struct launch_args {
-    member of[CU_MAX_MEMBERS];
     cu_tiling t;
+    int32_t splits_bits; /* 2^splits_bits blocks of a cluster */
     int32_t steps;       /* t.steps, and those of the shortcut: */
     int32_t shortcut_chunks, shortcut_c; /* of its first input */
     int32_t gates;       /* GEGLU: out.c, else 0 */
     int32_t input_bytes; /* of a step */
     int32_t channels;    /* of the input; read where the rows are normed, as: */
     float eps;
+    cu_divider by_picture, by_w, by_n; /* of the output: pixels, pixels of a row, n */
+    member of[CU_MAX_MEMBERS];
 };
 
 template <int GROUPS, int HEIGHT, int BN, int BLOCKS> struct ring {
@@ -68,38 +75,29 @@ template <int GROUPS, int HEIGHT, int BN, int BLOCKS> struct ring {
 
 /* ---- clusters */
 
-CU_DEVICE uint32_t cluster_rank() {
-    uint32_t r;
-    asm("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(r));
-    return r;
-}
-CU_DEVICE uint32_t cluster_size() {
-    uint32_t r;
-    asm("mov.u32 %0, %%cluster_nctarank;\n" : "=r"(r));
-    return r;
-}
-CU_DEVICE void cluster_meet() {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
-}
-
-/* 8 sums at `from`, of this block or added up over the SPLITS of its cluster in order; all reads of a half at once. */
+/* 8 sums at `from`, of this block or added up over the SPLITS of its cluster in order; all reads of a half at once. Of
+ * eight lanes that read beside each other, four begin with the second half: so no two need the same bank. */
 template <int SPLITS> CU_DEVICE void gather(const float *from, float v[8]) {
-    if constexpr (SPLITS == 1) load8(from, v);
-    else {
+    const int turn = threadIdx.x & 4;
+    float4 halves[2];
 #pragma unroll
-        for (int half = 0; half < 8; half += 4) {
-            float4 part[SPLITS];
+    for (int half = 0; half < 2; half++) {
+        const float *at = from + (half * 4 ^ turn);
+        float4 part[SPLITS];
 #pragma unroll
-            for (int i = 0; i < SPLITS; i++)
-                part[i] = *static_cast<const float4 *>(
-                    static_cast<const void *>(__cluster_map_shared_rank(const_cast<float *>(from + half), i)));
-            float4 sum = part[0];
+        for (int i = 0; i < SPLITS; i++)
+            part[i] = SPLITS == 1 ? *reinterpret_cast<const float4 *>(at)
+                                  : *static_cast<const float4 *>(static_cast<const void *>(
+                                        __cluster_map_shared_rank(const_cast<float *>(at), i)));
+        halves[half] = part[0];
 #pragma unroll
-            for (int i = 1; i < SPLITS; i++)
-                sum.x += part[i].x, sum.y += part[i].y, sum.z += part[i].z, sum.w += part[i].w;
-            v[half] = sum.x, v[half + 1] = sum.y, v[half + 2] = sum.z, v[half + 3] = sum.w;
-        }
+        for (int i = 1; i < SPLITS; i++)
+            halves[half].x += part[i].x, halves[half].y += part[i].y, halves[half].z += part[i].z,
+                halves[half].w += part[i].w;
     }
+    const float4 low = turn ? halves[1] : halves[0], high = turn ? halves[0] : halves[1];
+    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
+    v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
 }
 
 /* ---- layer norm */
@@ -140,8 +138,9 @@ template <int HEIGHT> CU_DEVICE int norm_row(int piece) {
 CU_DEVICE void merge(float &mean, float &squares, float &count, float mean2, float squares2, float count2) {
     const float all = count + count2, d = mean2 - mean;
     if (count2 > 0) {
-        mean += d * (count2 / all);
-        squares += squares2 + d * d * (count * (count2 / all));
+        const float share = __fdividef(count2, all);
+        mean += d * share;
+        squares += squares2 + d * d * (count * share);
         count = all;
     }
 }
@@ -164,44 +163,83 @@ CU_DEVICE void leave_moments(const launch_args &a, const row_sum &s, float *at, 
     if (half == 0) at[0] = mean, at[1] = squares; /* the first half has channels if the row has any */
 }
 
-/* Moments of rows rank, rank + splits, … from all blocks of the cluster, in order. */
-template <typename R, int BN> CU_DEVICE void merge_rows(const launch_args &a, float *sums, int rank, int splits) {
-    for (int row = threadIdx.x * splits + rank; row < R::BM; row += R::THREADS * splits) {
-        float *at = sums + row * R::ROW + BN, mean = at[0], squares = at[1], count;
-        for (int i = 0; i < splits; i++) {
-            const float *from = splits > 1 ? static_cast<const float *>(__cluster_map_shared_rank(at, i)) : at;
-            const float n = part_channels(a, cu_part_begin(a.steps, i, splits), cu_part_begin(a.steps, i + 1, splits));
-            if (i == 0) mean = from[0], squares = from[1], count = n;
-            else merge(mean, squares, count, from[0], from[1], n);
-        }
+/* Moments of rows rank, rank + SPLITS, … from all blocks of the cluster, in order; all read at once. */
+template <typename R, int BN, int SPLITS> CU_DEVICE void merge_rows(const launch_args &a, float *sums, int rank) {
+    const int row = threadIdx.x * SPLITS + rank;
+    static_assert(R::THREADS >= R::BM, "a thread for each row");
+    if (row < R::BM) {
+        float *at = sums + row * R::ROW + BN;
+        float2 part[SPLITS];
+#pragma unroll
+        for (int i = 0; i < SPLITS; i++)
+            part[i] = SPLITS == 1 ? *reinterpret_cast<const float2 *>(at)
+                                  : *static_cast<const float2 *>(
+                                        static_cast<const void *>(__cluster_map_shared_rank(at, i)));
+        float mean = part[0].x, squares = part[0].y, count = part_channels(a, 0, cu_part_begin(a.steps, 1, a.splits_bits));
+#pragma unroll
+        for (int i = 1; i < SPLITS; i++)
+            merge(mean, squares, count, part[i].x, part[i].y,
+                  part_channels(a, cu_part_begin(a.steps, i, a.splits_bits),
+                                cu_part_begin(a.steps, i + 1, a.splits_bits)));
         at[2] = mean;
-        at[3] = rsqrtf(squares / count + a.eps);
+        at[3] = rsqrtf(__fdividef(squares, count) + a.eps);
     }
     __syncthreads();
 }
 
 /* ---- output */
 
-/* Where row `row` of the tile goes: (g, n, h, w), g -1 for nowhere. */
-CU_DEVICE int4 row_place(const cu_tiling &t, const cu_view &out, cu_place origin, int row) {
-    const int pixel = cu_tile_pixel(&t, origin, row), picture = out.h * out.w;
+/* Where row `row` of the tile goes: g (-1: nowhere), n, and its vectors of 8 channels in the output and the residual. */
+CU_DEVICE int4 row_place(const launch_args &a, const member &m, cu_place origin, int row) {
+    const int pixel = cu_tile_pixel(&a.t, origin, row);
     if (pixel < 0) return make_int4(-1, 0, 0, 0);
-    const int gn = pixel / picture, p = pixel - gn * picture, g = gn / out.n, h = p / out.w;
-    return make_int4(g, gn - g * out.n, h, p - h * out.w);
+    int w = pixel, n = cu_divide_rest(&a.by_picture, &w);
+    const int g = cu_divide_rest(&a.by_n, &n), h = cu_divide_rest(&a.by_w, &w);
+    return make_int4(g, n, static_cast<int>(view_at(m.out, g, n, h, w) / 8),
+                     static_cast<int>(view_at(m.epi.residual, g, n, h, w) / 8));
+}
+
+/* 8 floats at p, zeros where it is NULL; no branch: several such reads are under way at once. */
+CU_DEVICE void load8_if(const float *p, float v[8]) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u64 p, %8, 0;\n"
+                 "mov.f32 %0, 0f00000000;\nmov.f32 %1, 0f00000000;\nmov.f32 %2, 0f00000000;\nmov.f32 %3, 0f00000000;\n"
+                 "mov.f32 %4, 0f00000000;\nmov.f32 %5, 0f00000000;\nmov.f32 %6, 0f00000000;\nmov.f32 %7, 0f00000000;\n"
+                 "@p ld.global.v4.f32 {%0, %1, %2, %3}, [%8];\n@p ld.global.v4.f32 {%4, %5, %6, %7}, [%8 + 16];\n}\n"
+                 : "=&f"(v[0]), "=&f"(v[1]), "=&f"(v[2]), "=&f"(v[3]), "=&f"(v[4]), "=&f"(v[5]), "=&f"(v[6]), "=&f"(v[7])
+                 : "l"(p)
+                 : "memory");
+}
+
+/* The epilogue's vectors are read once a step of the sampler and lie in the device's memory: on their way to the
+ * level-2 cache while the sums are made. A thread for each 8 columns. */
+template <int BN> CU_DEVICE void prefetch_columns(const member &a, int gates, int tile) {
+    const int wide = gates ? BN / 2 : BN, at = threadIdx.x * 8, gate = at >= wide, own = tile * wide + at - gate * wide;
+    if (at >= BN || own >= a.out.c) return;
+    const int c = own + gate * gates;
+    if (a.epi.bias) prefetch(a.epi.bias + c);
+    if (a.shortcut_bias) prefetch(a.shortcut_bias + c);
+    if (a.folded) {
+        prefetch(a.folded + 2 * c);
+        prefetch(a.folded + 2 * c + 8);
+    }
 }
 
 /* What the epilogue adds to 8 channels from c on of pixels of (g, n), and the sums of weight rows that a norm's mean is
  * taken off by. */
 CU_DEVICE void load_columns(const member &a, int c, int g, int n, float add[8], float sums[8]) {
-    float t[8];
+    const cu_view &addend = a.epi.addend;
+    float t[8], shortcut[8];
+    load8_if(a.epi.bias ? a.epi.bias + c : nullptr, add);
+    load8_if(a.shortcut_bias ? a.shortcut_bias + c : nullptr, shortcut);
 #pragma unroll
-    for (int i = 0; i < 8; i++) add[i] = sums[i] = 0;
-    add_vectors(a.epi, g, n, c, add);
-    if (a.shortcut_bias) {
-        load8(a.shortcut_bias + c, t);
+    for (int i = 0; i < 8; i++) sums[i] = 0;
+    if (addend.p) {
+        load8_as(addend, g * addend.sg + n * addend.sn + c, t);
 #pragma unroll
         for (int i = 0; i < 8; i++) add[i] += t[i];
     }
+#pragma unroll
+    for (int i = 0; i < 8; i++) add[i] += shortcut[i];
     if (a.folded)
 #pragma unroll
         for (int half = 0; half < 8; half += 4) {
@@ -211,59 +249,72 @@ CU_DEVICE void load_columns(const member &a, int c, int g, int n, float add[8], 
         }
 }
 
-/* Rows rank, rank + SPLITS, … of the tile: sums, epilogue, output. A thread keeps to 8 columns and takes some rows at a
- * time, so that what it reads of memory is under way at once. */
-template <typename R, int BN, int SPLITS, bool GATED>
-CU_DEVICE void finish_rows(const member &a, int gates, const float *sums, const int4 *places, int tile, int rank) {
-    const int WIDE = GATED ? BN / 2 : BN, VECTORS = WIDE / 8, LANES = R::THREADS / VECTORS, ROWS = R::BM / SPLITS,
-              BATCH = R::BATCH > 4 ? 4 / (1 + GATED) : R::BATCH / (1 + GATED);
-    const int col = threadIdx.x % VECTORS * 8, c = tile * WIDE + col, lane = threadIdx.x / VECTORS;
-    if (lane >= LANES || c >= a.out.c) return;
-    const __half *residual = static_cast<const __half *>(a.epi.residual.p);
-    float add[8], minus[8], gate_add[8], gate_minus[8], scale = 1;
+/* What the epilogue adds to a thread's 8 columns of pixels of (g, n), and multiplies them by. */
+template <bool GATED> struct columns {
     int g = -1, n = -1;
-    for (int first = lane; first < ROWS; first += LANES * BATCH) {
+    float add[8], minus[8], gate_add[8], gate_minus[8], scale = 1;
+
+    __device__ __forceinline__ void load(const member &a, int gates, int c, int4 place) {
+        if (place.x == g && place.y == n) return; /* a tile has pixels of few (g, n) */
+        g = place.x, n = place.y;
+        load_columns(a, c, g, n, add, minus);
+        if (GATED) load_columns(a, gates + c, g, n, gate_add, gate_minus);
+        if (a.epi.scale) scale = a.epi.scale[g * a.epi.scale_sg + n * a.epi.scale_sn];
+    }
+};
+
+/* Threads of the epilogue, as the columns of a tile divide them: each keeps to 8. */
+template <typename R, int BN, bool GATED> struct lanes {
+    static const int WIDE = GATED ? BN / 2 : BN, VECTORS = WIDE / 8, LANES = R::THREADS / VECTORS;
+};
+
+/* Rows rank, rank + SPLITS, … of the tile: sums, epilogue, output. A thread takes some rows at a time, so that what it
+ * reads of memory is under way at once. */
+template <typename R, int BN, int SPLITS, bool GATED>
+CU_DEVICE void finish_rows(const launch_args &all, const member &a, float *sums, const int4 *places, int tile, int rank,
+                           columns<GATED> &vectors) {
+    typedef lanes<R, BN, GATED> L;
+    const int ROWS = R::BM / SPLITS, BATCH = R::BATCH > 4 ? 4 / (1 + GATED) : R::BATCH / (1 + GATED),
+              col = threadIdx.x % L::VECTORS * 8, c = tile * L::WIDE + col, lane = threadIdx.x / L::VECTORS;
+    if (a.folded) merge_rows<R, BN, SPLITS>(all, sums, rank);
+    if (lane >= L::LANES || c >= a.out.c) return;
+    const __half *residual = static_cast<const __half *>(a.epi.residual.p);
+    for (int first = lane; first < ROWS; first += L::LANES * BATCH) {
         int4 at[BATCH];
         uint4 more[BATCH];
         float v[BATCH][8], gate[BATCH][8];
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
-            const int r = first + k * LANES;
+            const int r = first + k * L::LANES;
             at[k] = r < ROWS ? places[r * SPLITS + rank] : make_int4(-1, 0, 0, 0);
             if (residual && at[k].x >= 0)
-                more[k] = *reinterpret_cast<const uint4 *>(
-                    residual + view_at(a.epi.residual, at[k].x, at[k].y, at[k].z, at[k].w) + c);
+                more[k] = *reinterpret_cast<const uint4 *>(residual + static_cast<int64_t>(at[k].w) * 8 + c);
         }
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
             if (at[k].x < 0) continue;
-            const float *from = sums + ((first + k * LANES) * SPLITS + rank) * R::ROW + col;
+            const float *from = sums + ((first + k * L::LANES) * SPLITS + rank) * R::ROW + col;
             gather<SPLITS>(from, v[k]);
-            if (GATED) gather<SPLITS>(from + WIDE, gate[k]);
+            if (GATED) gather<SPLITS>(from + L::WIDE, gate[k]);
         }
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
             if (at[k].x < 0) continue;
-            if (at[k].x != g || at[k].y != n) { /* a tile has pixels of few (g, n) */
-                g = at[k].x, n = at[k].y;
-                load_columns(a, c, g, n, add, minus);
-                if (GATED) load_columns(a, gates + c, g, n, gate_add, gate_minus);
-                if (a.epi.scale) scale = a.epi.scale[g * a.epi.scale_sg + n * a.epi.scale_sn];
-            }
+            vectors.load(a, all.gates, c, at[k]);
             float mean = 0, rstd = 1;
             if (a.folded) {
-                const float *moments = sums + ((first + k * LANES) * SPLITS + rank) * R::ROW + BN + 2;
+                const float *moments = sums + ((first + k * L::LANES) * SPLITS + rank) * R::ROW + BN + 2;
                 mean = moments[0], rstd = moments[1];
             }
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                v[k][i] = (v[k][i] - mean * minus[i]) * rstd + add[i];
-                if (GATED) v[k][i] *= cu_gelu((gate[k][i] - mean * gate_minus[i]) * rstd + gate_add[i]);
+                v[k][i] = (v[k][i] - mean * vectors.minus[i]) * rstd + vectors.add[i];
+                if (GATED) v[k][i] *= cu_gelu((gate[k][i] - mean * vectors.gate_minus[i]) * rstd + vectors.gate_add[i]);
             }
             if (!GATED) act8(a.epi.act, v[k]);
             if (a.epi.scale)
 #pragma unroll
-                for (int i = 0; i < 8; i++) v[k][i] *= scale;
+                for (int i = 0; i < 8; i++) v[k][i] *= vectors.scale;
             if (residual) {
                 const __half2 *halves = reinterpret_cast<const __half2 *>(&more[k]);
 #pragma unroll
@@ -272,62 +323,123 @@ CU_DEVICE void finish_rows(const member &a, int gates, const float *sums, const 
                     v[k][2 * i] += f.x, v[k][2 * i + 1] += f.y;
                 }
             }
-            store8(static_cast<__half *>(a.out.p) + view_at(a.out, at[k].x, at[k].y, at[k].z, at[k].w) + c, v[k]);
+            store8(static_cast<__half *>(a.out.p) + static_cast<int64_t>(at[k].z) * 8 + c, v[k]);
         }
     }
 }
 
-template <typename R, int BN, int SPLITS>
-CU_DEVICE void finish(const member &a, int gates, const float *sums, const int4 *places, int tile, int rank) {
-    if (gates) finish_rows<R, BN, SPLITS, true>(a, gates, sums, places, tile, rank);
-    else finish_rows<R, BN, SPLITS, false>(a, gates, sums, places, tile, rank);
+/* All threads, when this block's sums are in its shared memory: what is read of memory for a thread's first row is
+ * under way while the other blocks come. */
+template <typename R, int BN, bool GATED>
+CU_DEVICE void finish(const launch_args &all, const member &a, float *sums, const int4 *places, int tile, int rank) {
+    typedef lanes<R, BN, GATED> L;
+    const int c = tile * L::WIDE + threadIdx.x % L::VECTORS * 8,
+              row = (threadIdx.x / L::VECTORS << all.splits_bits) + rank;
+    columns<GATED> vectors;
+    if (threadIdx.x / L::VECTORS < L::LANES && row < R::BM && c < a.out.c && places[row].x >= 0)
+        vectors.load(a, all.gates, c, places[row]);
+    if (all.splits_bits == 0) {
+        __syncthreads();
+        CU_PHASE(MET, threadIdx.x == 0);
+        finish_rows<R, BN, 1, GATED>(all, a, sums, places, tile, rank, vectors);
+        CU_PHASE(FINISHED, threadIdx.x == 0);
+        return;
+    }
+    cluster_meet();
+    CU_PHASE(MET, threadIdx.x == 0);
+    if (all.splits_bits == 1) finish_rows<R, BN, 2, GATED>(all, a, sums, places, tile, rank, vectors);
+    else if (all.splits_bits == 2) finish_rows<R, BN, 4, GATED>(all, a, sums, places, tile, rank, vectors);
+    else finish_rows<R, BN, 8, GATED>(all, a, sums, places, tile, rank, vectors);
+    CU_PHASE(FINISHED, threadIdx.x == 0);
+    cluster_leave(); /* no block ends while another reads its sums */
+    CU_PHASE(LEFT, threadIdx.x == 0);
 }
 
 /* Where a step's operands come from. */
 struct operands {
     const CUtensorMap *input, *weights;
-    int c, x, y;         /* of the input's box */
-    int column, tap; /* of the weights' */
+    cu_step in; /* the input's box; its tap is the weights', too */
+    int column; /* of the weights */
 };
 
-CU_DEVICE operands operands_at(const launch_args &a, const member &m, cu_place origin, int step) {
-    if (step < a.t.steps) {
-        const cu_step s = cu_step_at(&a.t, origin, step);
-        return {&m.input, &m.weights, s.c, s.x, s.y, s.c, s.tap};
-    }
+CU_DEVICE operands shortcut_operands(const launch_args &a, const member &m, cu_place origin, int step) {
     const int chunk = step - a.t.steps, second = chunk >= a.shortcut_chunks,
               c = (second ? chunk - a.shortcut_chunks : chunk) * CU_CHUNK;
-    return {&m.shortcut[second], &m.shortcut_weights, c, origin.x, origin.y, second ? a.shortcut_c + c : c, 0};
+    return {&m.shortcut[second], &m.shortcut_weights, {0, 0, c, origin.x, origin.y}, second ? a.shortcut_c + c : c};
 }
 
-/* One thread starts all copies: those of weights for the first round of the ring before the launch before is over. */
-template <typename R>
+CU_DEVICE operands first_operands(const launch_args &a, const member &m, cu_place origin, int step) {
+    if (step >= a.t.steps) return shortcut_operands(a, m, origin, step);
+    const cu_step in = cu_step_at(&a.t, origin, step);
+    return {&m.input, &m.weights, in, in.c};
+}
+
+/* Those of `step`, which follows s. */
+CU_DEVICE void next_operands(const launch_args &a, const member &m, cu_place origin, int step, operands &s) {
+    if (step < a.t.steps) {
+        cu_step_next(&a.t, &s.in);
+        s.column = s.in.c;
+    } else s = shortcut_operands(a, m, origin, step);
+}
+
+/* The warp that copies: makes the barriers, then starts the copies of weights for the first round of the ring before
+ * the others are there, and all else when the launch before is over. All its lanes go along, so that what they know is
+ * uniform, and one acts. */
+template <typename R, int CONSUMERS>
 CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, uint32_t full, uint32_t empty,
                        cu_place origin, int tile, int begin, int n_steps) {
     const int row0 = cu_weight_row(tile, R::B_BYTES / CU_CHUNK_BYTES, a.gates, 0),
               row1 = cu_weight_row(tile, R::B_BYTES / CU_CHUNK_BYTES, a.gates, 1);
-    const int first = n_steps < R::STAGES ? n_steps : R::STAGES;
+    const int first = n_steps < R::STAGES ? n_steps : R::STAGES, bytes = a.input_bytes + R::B_BYTES;
+    const bool acts = elect_one();
     auto weights_of = [&](const operands &s, uint32_t at, uint32_t bar) {
-        barrier_expect(bar, a.input_bytes + R::B_BYTES);
-        copy_weights(at + R::A_BYTES, s.weights, bar, s.column, s.tap, row0);
-        if (a.gates) copy_weights(at + R::A_BYTES + R::B_BYTES / 2, s.weights, bar, s.column, s.tap, row1);
+        barrier_expect(bar, bytes);
+        copy_weights(at + R::A_BYTES, s.weights, bar, s.column, s.in.tap, row0);
+        if (a.gates) copy_weights(at + R::A_BYTES + R::B_BYTES / 2, s.weights, bar, s.column, s.in.tap, row1);
     };
     auto input_of = [&](const operands &s, uint32_t at, uint32_t bar) {
-        copy_box(at, s.input, bar, s.c, s.x, s.y, origin.n);
+        copy_box(at, s.input, bar, s.in.c, s.in.x, s.in.y, origin.n);
     };
-    for (int i = 0; i < first; i++)
-        weights_of(operands_at(a, m, origin, begin + i), stages + i * R::STAGE, full + i * 8);
-    previous_launch_wait();
-    for (int i = 0; i < first; i++)
-        input_of(operands_at(a, m, origin, begin + i), stages + i * R::STAGE, full + i * 8);
-    for (int i = first; i < n_steps; i++) {
-        const operands s = operands_at(a, m, origin, begin + i);
-        const int k = i % R::STAGES;
-        const uint32_t at = stages + k * R::STAGE, bar = full + k * 8;
-        barrier_wait(empty + k * 8, (i / R::STAGES - 1) & 1);
-        weights_of(s, at, bar);
-        input_of(s, at, bar);
+    if (acts) {
+        prefetch_map(&m.weights);
+        prefetch_map(&m.input);
+        for (int i = 0; i < R::STAGES; i++) {
+            barrier_init(full + i * 8, 1);
+            barrier_init(empty + i * 8, CONSUMERS);
+        }
+        barriers_made();
     }
+    __syncwarp();
+    CU_PHASE(BARRIERS, acts);
+    const operands begins = first_operands(a, m, origin, begin);
+    operands s = begins;
+    for (int i = 0; i < first; i++) {
+        if (i) next_operands(a, m, origin, begin + i, s);
+        if (acts) weights_of(s, stages + i * R::STAGE, full + i * 8);
+    }
+    CU_PHASE(WEIGHTS, acts);
+    __syncthreads();
+    next_launch_may_start();
+    previous_launch_wait();
+    CU_PHASE(PREVIOUS, acts);
+    s = begins;
+    for (int i = 0; i < first; i++) {
+        if (i) next_operands(a, m, origin, begin + i, s);
+        if (acts) input_of(s, stages + i * R::STAGE, full + i * 8);
+    }
+    CU_PHASE(INPUTS, acts);
+    uint32_t k = 0, parity = 0;
+    for (int i = first; i < n_steps; i++) {
+        const uint32_t at = stages + k * R::STAGE, bar = full + k * 8;
+        next_operands(a, m, origin, begin + i, s);
+        barrier_wait(empty + k * 8, parity);
+        if (acts) {
+            weights_of(s, at, bar);
+            input_of(s, at, bar);
+        }
+        if (++k == R::STAGES) k = 0, parity ^= 1;
+    }
+    CU_PHASE(ASKED, acts);
 }
 
 /* What a group of four warps does: its rows' sums, and if they are normed the rows' values too. */
@@ -339,9 +451,10 @@ CU_DEVICE void multiply(const launch_args &a, float (&d)[HEIGHT][BN / 2], row_su
     for (int p = 0; p < HEIGHT; p++)
 #pragma unroll
         for (int v = 0; v < BN / 2; v++) d[p][v] = 0;
+    CU_PHASE(FULL, (barrier_wait(full, 0), threadIdx.x == 0)); /* waits twice there, which changes nothing */
+    uint32_t k = 0, parity = 0, before = 0;
     for (int i = 0; i < n_steps; i++) {
-        const int k = i % R::STAGES;
-        barrier_wait(full + k * 8, i / R::STAGES & 1);
+        barrier_wait(full + k * 8, parity);
         const uint64_t pa = cu_operand(stages + k * R::STAGE + group * HEIGHT * 64 * CU_CHUNK_BYTES),
                        pb = cu_operand(stages + k * R::STAGE + R::A_BYTES);
 #pragma unroll
@@ -361,11 +474,14 @@ CU_DEVICE void multiply(const launch_args &a, float (&d)[HEIGHT][BN / 2], row_su
                 add_values(row_sums[p], stages + k * R::STAGE, norm_row<HEIGHT>(p), threadIdx.x % 2,
                            (begin + i) * CU_CHUNK, a.channels, i == 0);
         sums_wait<1>(); /* all but this step's: the stage before is free */
-        if (i > 0 && lane == 0) barrier_arrive(empty + (i - 1) % R::STAGES * 8);
+        if (i > 0 && lane == 0) barrier_arrive(empty + before * 8);
+        before = k;
+        if (++k == R::STAGES) k = 0, parity ^= 1;
     }
     sums_wait<0>();
 #pragma unroll
     for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
+    CU_PHASE(MULTIPLIED, threadIdx.x == 0);
 }
 
 #endif
@@ -382,34 +498,26 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
     const uint32_t unaligned = shared_address(shared_bytes), stages = (unaligned + 1023u) & ~1023u;
     float *sums = reinterpret_cast<float *>(shared_bytes + (stages - unaligned));
     const uint32_t full = shared_address(barriers), empty = full + R::STAGES * 8;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, splits = cluster_size(), rank = cluster_rank();
-    const int tile = blockIdx.x / splits;
+    const int warp = threadIdx.x / 32, rank = blockIdx.x & ((1 << a.splits_bits) - 1),
+              tile = blockIdx.x >> a.splits_bits;
     const member &m = a.of[blockIdx.z];
     const cu_place origin = cu_tile_origin(&a.t, blockIdx.y);
-    const int begin = cu_part_begin(a.steps, rank, splits),
-              n_steps = cu_part_begin(a.steps, rank + 1, splits) - begin;
+    const int begin = cu_part_begin(a.steps, rank, a.splits_bits),
+              n_steps = cu_part_begin(a.steps, rank + 1, a.splits_bits) - begin;
 
-    if (threadIdx.x == 0) {
-        asm volatile("prefetch.tensormap [%0];\nprefetch.tensormap [%1];\n" ::"l"(&m.input), "l"(&m.weights) : "memory");
-        for (int i = 0; i < R::STAGES; i++) {
-            barrier_init(full + i * 8, 1);
-            barrier_init(empty + i * 8, GROUPS * 4);
-        }
-        asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;\n" ::: "memory");
-    }
-    __syncthreads();
-    next_launch_may_start();
-
+    CU_PHASE(BEGIN, threadIdx.x == 0);
     if (warp == GROUPS * 4) {
-        if (lane == 0) produce<R>(a, m, stages, full, empty, origin, tile, begin, n_steps);
+        produce<R, GROUPS * 4>(a, m, stages, full, empty, origin, tile, begin, n_steps);
         __syncwarp();
-        previous_launch_wait();
         __syncthreads();
     } else {
         const int group = warp / 4;
         row_sum row_sums[HEIGHT] = {};
-        for (int row = threadIdx.x; row < R::BM; row += GROUPS * 128)
-            places[row] = row_place(a.t, m.out, origin, row);
+        prefetch_columns<BN>(m, a.gates, tile);
+        if (threadIdx.x < R::BM) places[threadIdx.x] = row_place(a, m, origin, threadIdx.x);
+        __syncthreads();
+        next_launch_may_start();
+        CU_PHASE(TOGETHER, threadIdx.x == 0);
         float d[HEIGHT][BN / 2];
         if (m.folded) multiply<R, HEIGHT, BN, true>(a, d, row_sums, stages, full, empty, begin, n_steps);
         else multiply<R, HEIGHT, BN, false>(a, d, row_sums, stages, full, empty, begin, n_steps);
@@ -429,18 +537,9 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
                 leave_moments(a, row_sums[p], sums + norm_row<HEIGHT>(p) * R::ROW + BN, threadIdx.x % 2, begin,
                               begin + n_steps);
     }
-    if (splits == 1) {
-        __syncthreads();
-        if (m.folded) merge_rows<R, BN>(a, sums, 0, 1);
-        finish<R, BN, 1>(m, a.gates, sums, places, tile, 0);
-        return;
-    }
-    cluster_meet();
-    if (m.folded) merge_rows<R, BN>(a, sums, rank, splits);
-    if (splits == 2) finish<R, BN, 2>(m, a.gates, sums, places, tile, rank);
-    else if (splits == 4) finish<R, BN, 4>(m, a.gates, sums, places, tile, rank);
-    else finish<R, BN, 8>(m, a.gates, sums, places, tile, rank);
-    cluster_meet(); /* no block ends while another reads its sums */
+    CU_PHASE(STORED, threadIdx.x == 0);
+    if (a.gates) finish<R, BN, true>(a, m, sums, places, tile, rank);
+    else finish<R, BN, false>(a, m, sums, places, tile, rank);
 #endif
 }
 
@@ -495,6 +594,10 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
     }
     args.channels = first.in.c;
     args.eps = first.eps;
+    while (1 << args.splits_bits < first.splits) args.splits_bits++;
+    args.by_picture = cu_divider_of(first.out.h * first.out.w);
+    args.by_w = cu_divider_of(first.out.w);
+    args.by_n = cu_divider_of(first.out.n);
     for (int i = 0; i < n; i++) {
         member &m = args.of[i];
         if (!encode_input(make, &m.input, of[i], args.t, flat) ||
@@ -518,18 +621,24 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
     if (e != cudaSuccess) return e;
     const int wide = args.gates ? BN / 2 : BN, tiles = cu_ceil_div(first.out.c, wide);
     cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim.x = first.splits;
-    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    unsigned n_attributes = 0;
+    if (order.overlap) {
+        attributes[n_attributes].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[n_attributes++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (first.splits > 1) {
+        attributes[n_attributes].id = cudaLaunchAttributeClusterDimension;
+        attributes[n_attributes].val.clusterDim.x = first.splits;
+        attributes[n_attributes].val.clusterDim.y = attributes[n_attributes].val.clusterDim.z = 1;
+        n_attributes++;
+    }
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(tiles * first.splits, args.t.tiles, n);
     config.blockDim = dim3(R::THREADS);
     config.dynamicSmemBytes = R::BYTES;
     config.stream = order.stream;
     config.attrs = attributes;
-    config.numAttrs = order.overlap ? 2 : 1;
+    config.numAttrs = n_attributes;
     return cudaLaunchKernelEx(&config, kernel, args);
 }
 

@@ -102,16 +102,20 @@ CU_DEVICE void weigh(float (&s)[N], float (&out)[O], float (&top)[2], float (&su
     }
 }
 
+/* The warp that copies; all its lanes go along, so that what they know is uniform, and one acts. */
 template <typename S>
-CU_DEVICE void produce(const attention_args &a, uint32_t q, uint32_t q_full, uint32_t k_full, uint32_t v_full,
-                       uint32_t empty, int head, int n, int g) {
+CU_DEVICE void produce(const attention_args &a, bool acts, uint32_t q, uint32_t q_full, uint32_t k_full,
+                       uint32_t v_full, uint32_t empty, int head, int n, int g) {
     const int first = blockIdx.x * S::QUERIES, n_tiles = cu_ceil_div(a.keys, S::KEYS);
-    barrier_expect(q_full, S::Q_BYTES);
-    for (int c = 0; c < S::CHUNKS; c++) copy_head(q + c * S::Q_CHUNK, a.q, q_full, c * CU_CHUNK, head, first, n, g);
+    if (acts) {
+        barrier_expect(q_full, S::Q_BYTES);
+        for (int c = 0; c < S::CHUNKS; c++) copy_head(q + c * S::Q_CHUNK, a.q, q_full, c * CU_CHUNK, head, first, n, g);
+    }
     for (int i = 0; i < n_tiles; i++) {
         const int at = i % S::STAGES;
         const uint32_t k = q + S::Q_BYTES + at * 2 * S::TILE, v = k + S::TILE;
         if (i >= S::STAGES) barrier_wait(empty + at * 8, (i / S::STAGES - 1) & 1);
+        if (!acts) continue;
         barrier_expect(k_full + at * 8, S::TILE);
         for (int c = 0; c < S::CHUNKS; c++)
             copy_head(k + c * S::CHUNK, a.k, k_full + at * 8, c * CU_CHUNK, head, i * S::KEYS, n, g);
@@ -169,20 +173,23 @@ __global__ void __launch_bounds__(shape<D, GROUPS>::ALLOCATED, 1)
                    empty = v_full + S::STAGES * 8;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y, picture = blockIdx.z % pictures,
               g = picture / a.out.n, n = picture - g * a.out.n;
-    if (threadIdx.x == 0) {
-        asm volatile("prefetch.tensormap [%0];\nprefetch.tensormap [%1];\nprefetch.tensormap [%2];\n" ::"l"(&a.q.map),
-                     "l"(&a.k.map), "l"(&a.v.map)
-                     : "memory");
-        for (int i = 0; i < 1 + 2 * S::STAGES; i++) barrier_init(q_full + i * 8, 1);
-        for (int i = 0; i < S::STAGES; i++) barrier_init(empty + i * 8, GROUPS * 4);
-        asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;\n" ::: "memory");
+    if (warp == GROUPS * 4) {
+        const bool acts = elect_one();
+        if (acts) {
+            prefetch_map(&a.q.map);
+            prefetch_map(&a.k.map);
+            prefetch_map(&a.v.map);
+            for (int i = 0; i < 1 + 2 * S::STAGES; i++) barrier_init(q_full + i * 8, 1);
+            for (int i = 0; i < S::STAGES; i++) barrier_init(empty + i * 8, GROUPS * 4);
+            barriers_made();
+        }
+        __syncthreads();
+        launches_meet();
+        produce<S>(a, acts, q, q_full, k_full, v_full, empty, head, n, g);
+        return;
     }
     __syncthreads();
     launches_meet();
-    if (warp == GROUPS * 4) {
-        if (lane == 0) produce<S>(a, q, q_full, k_full, v_full, empty, head, n, g);
-        return;
-    }
     const int group = warp / 4, n_tiles = cu_ceil_div(a.keys, S::KEYS);
     float s[S::KEYS / 2], out[D / 2], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 #pragma unroll

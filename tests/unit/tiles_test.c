@@ -66,6 +66,11 @@ static void load_step(rig *r, cu_place origin, int32_t column_tile, int32_t step
     const shape *s = r->s;
     const cu_tiling *t = &r->t;
     cu_step at = cu_step_at(t, origin, step);
+    if (step > 0) {
+        cu_step next = cu_step_at(t, origin, step - 1);
+        cu_step_next(t, &next);
+        assert_memory_equal(&next, &at, sizeof at);
+    }
     int64_t w = r->flat ? t->w : s->w, h = r->flat ? 1 : s->h, n = t->n;
     const int64_t dims[4] = {s->c, w, h, n}, strides[4] = {1, s->c, s->c * w, s->c * w * h};
     const int32_t from[4] = {at.c, at.x, at.y, origin.n},
@@ -139,7 +144,7 @@ static float *whole_numbers(int64_t n, uint32_t seed) {
     return v;
 }
 
-static void check(const shape *s, int32_t tile, int32_t splits) {
+static void check(const shape *s, int32_t tile, int32_t splits_bits) {
     rig r = {.s = s, .size = cu_wgmma_tiles[tile]};
     const int32_t rows = s->geglu ? 2 * s->o : s->o;
     const int64_t pixels = (int64_t)s->n * s->out_h * s->out_w, total = pixels * s->o;
@@ -175,9 +180,10 @@ static void check(const shape *s, int32_t tile, int32_t splits) {
             cu_place origin = cu_tile_origin(&r.t, p);
             memset(r.sums, 0, (size_t)r.size.rows * (size_t)r.size.columns * sizeof *r.sums);
             for (int64_t i = 0; i < stage; i++) r.memory[i] = garbage; /* of rows that no pixel has */
-            for (int32_t part = 0; part < splits; part++)
-                for (int32_t i = cu_part_begin(r.t.steps, part, splits); i < cu_part_begin(r.t.steps, part + 1, splits);
-                     i++) {
+            for (int32_t part = 0; part < 1 << splits_bits; part++)
+                for (int32_t i = cu_part_begin(r.t.steps, part, splits_bits),
+                             end = cu_part_begin(r.t.steps, part + 1, splits_bits);
+                     i < end; i++) {
                     load_step(&r, origin, c, i);
                     multiply_step(&r);
                 }
@@ -200,6 +206,29 @@ static void check(const shape *s, int32_t tile, int32_t splits) {
     lw_free(r.written);
 }
 
+static void dividers_divide(void **state) {
+    (void)state;
+    for (int32_t by = 1; by < 3000; by++) {
+        const cu_divider d = cu_divider_of(by);
+        for (int32_t x = 0; x < 4000; x++) assert_int_equal(cu_divide(&d, x), x / by);
+    }
+    for (int32_t i = 0; i < 31; i++)
+        for (int32_t more = -1; more < 2; more++) {
+            const int64_t by = ((int64_t)1 << i) + more;
+            if (by < 1 || by > INT32_MAX) continue;
+            const cu_divider d = cu_divider_of((int32_t)by);
+            for (int64_t k = 0; k <= INT32_MAX / by && k < 4000; k++)
+                for (int64_t near = -1; near < 2; near++) {
+                    const int64_t low = k * by + near, high = INT32_MAX / by * by - k * by + near;
+                    if (low >= 0 && low <= INT32_MAX) assert_int_equal(cu_divide(&d, (int32_t)low), low / by);
+                    if (high >= 0 && high <= INT32_MAX) assert_int_equal(cu_divide(&d, (int32_t)high), high / by);
+                }
+            int32_t x = INT32_MAX;
+            assert_int_equal(cu_divide_rest(&d, &x), INT32_MAX / by);
+            assert_int_equal(x, INT32_MAX % by);
+        }
+}
+
 /* Shapes like the networks', small in what does not matter: odd pictures, cut tiles, channels that are no multiple of a
  * chunk, padding above alone, both strides, matrices, and two halves. */
 static void every_tile_is_a_convolution(void **state) {
@@ -212,7 +241,7 @@ static void every_tile_is_a_convolution(void **state) {
         {3, 4, 4, 16, 8, 1, 2, 0, 2, 2, false},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        for (int32_t tile = 0; tile < CU_N_WGMMA_TILES; tile++) check(&shapes[i], tile, i % 2 ? 1 : 2);
+        for (int32_t tile = 0; tile < CU_N_WGMMA_TILES; tile++) check(&shapes[i], tile, i % 2 ? 0 : 1);
 }
 
 /* The boxes that the networks' pictures get fill their tiles as well as their sizes allow. */
@@ -400,7 +429,7 @@ static void gelu_is_exact_for_half(void **state) {
 
 int main(void) {
 #ifdef LW_HAVE_CUDA
-    const struct CMUnitTest tests[] = {cmocka_unit_test(every_tile_is_a_convolution),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(dividers_divide), cmocka_unit_test(every_tile_is_a_convolution),
                                        cmocka_unit_test(boxes_fill_tiles), cmocka_unit_test(sums_are_a_bijection),
                                        cmocka_unit_test(every_head_is_attention),
                                        cmocka_unit_test(blocks_fill_multiprocessors),
