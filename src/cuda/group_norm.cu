@@ -2,12 +2,10 @@
  * Group norm in one pass over memory (sm_90): out = act(norm(cat(a, b))), without statistics made before.
  *
  * A block takes a slab of whole groups, some vectors of 8 channels wide, of some rows of one picture, and keeps it in
- * shared memory. Where a picture has more rows than a block should take, a cluster of up to 8 shares them, and each block
- * merges all their moments in the cluster's order. Against statistics and application as two launches this reads the
- * tensor once, and there is one launch fewer to wait for, which on the lower levels is all of the time. Pictures over
- * MOST bytes are norm.cu's, whose loads are longer and whose blocks are not bound to each other. */
-#include <cooperative_groups.h>
-
+ * shared memory. Where a picture has more rows than a block should take, a cluster of up to 8 shares them, and each
+ * block merges all their moments in the cluster's order. Against statistics and application as two launches this reads
+ * the tensor once, and there is one launch fewer to wait for, which on the lower levels is all of the time. Pictures
+ * over MOST bytes are norm.cu's, whose loads are longer and whose blocks are not bound to each other. */
 #include "cuda/common.cuh"
 
 namespace {
@@ -55,12 +53,10 @@ bool lay_out(const cu_apply_args &a, int members, geometry *g) {
     }
 }
 
-#if __CUDA_ARCH__ >= 900 || !defined(__CUDA_ARCH__)
-
 /* Grid: (splits, slabs, members x pictures); block: (vectors of the slab, lanes). */
 template <typename TI, typename TO>
 __global__ void __launch_bounds__(THREADS) group_norm_kernel(const __grid_constant__ launch_args all, int kept) {
-    namespace cg = cooperative_groups;
+#if __CUDA_ARCH__ >= 900
     extern __shared__ __align__(16) unsigned char shared[];
     __shared__ float sums[THREADS * 8], squares[THREADS * 8], few[2][THREADS], moments[2][MAX_GROUPS],
         merged[2][MAX_GROUPS];
@@ -121,7 +117,8 @@ __global__ void __launch_bounds__(THREADS) group_norm_kernel(const __grid_consta
     for (int i = tid; i < slab_c * parts; i += threads) {
         const int column = i % slab_c;
         float s = 0, s2 = 0;
-        for (int l = i / slab_c; l < lanes; l += parts) s += sums[l * slab_c + column], s2 += squares[l * slab_c + column];
+        for (int l = i / slab_c; l < lanes; l += parts)
+            s += sums[l * slab_c + column], s2 += squares[l * slab_c + column];
         few[0][i] = s, few[1][i] = s2;
     }
     __syncthreads();
@@ -140,8 +137,7 @@ __global__ void __launch_bounds__(THREADS) group_norm_kernel(const __grid_consta
             }
         }
 
-    cg::cluster_group cluster = cg::this_cluster();
-    if (splits > 1) cluster.sync();
+    if (splits > 1) cluster_meet();
     else __syncthreads();
     for (int k = tid; k < n_groups; k += threads) {
         float means[MAX_SPLITS], parts_m2[MAX_SPLITS], counts[MAX_SPLITS], mean = 0, m2 = 0;
@@ -149,10 +145,12 @@ __global__ void __launch_bounds__(THREADS) group_norm_kernel(const __grid_consta
 #pragma unroll
         for (int i = 0; i < MAX_SPLITS; i++) {
             if (i >= splits) break;
-            const float *from = splits > 1 ? cluster.map_shared_rank(&moments[0][0], i) : &moments[0][0];
+            const float *from =
+                splits > 1 ? static_cast<const float *>(__cluster_map_shared_rank(&moments[0][0], i)) : moments[0];
             means[i] = from[k], parts_m2[i] = from[MAX_GROUPS + k];
             counts[i] = static_cast<float>(static_cast<int64_t>(rows) * (i + 1) / splits -
-                                           static_cast<int64_t>(rows) * i / splits) * per;
+                                           static_cast<int64_t>(rows) * i / splits) *
+                        per;
         }
 #pragma unroll
         for (int i = 0; i < MAX_SPLITS; i++)
@@ -163,7 +161,7 @@ __global__ void __launch_bounds__(THREADS) group_norm_kernel(const __grid_consta
         merged[0][k] = mean, merged[1][k] = rsqrtf(m2 / total + a.eps);
     }
     __syncthreads();
-    if (splits > 1) asm volatile("barrier.cluster.arrive.release;\n" ::: "memory");
+    if (splits > 1) asm volatile("barrier.cluster.arrive.relaxed;\n" ::: "memory");
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         factor[i] *= merged[1][of[i]];
@@ -180,13 +178,10 @@ __global__ void __launch_bounds__(THREADS) group_norm_kernel(const __grid_consta
         act8(a.act, v);
         store8(dst + h * a.out.sh + w * a.out.sw, v);
     }
-    /* no block ends while another reads its moments */
-    if (splits > 1) asm volatile("barrier.cluster.wait.acquire;\n" ::: "memory");
-}
-
-#else
-template <typename TI, typename TO> __global__ void group_norm_kernel(const __grid_constant__ launch_args, int) {}
+    /* no block ends while another reads its moments, which are in registers of all that have arrived */
+    if (splits > 1) asm volatile("barrier.cluster.wait;\n" ::: "memory");
 #endif
+}
 
 template <typename TI, typename TO>
 cudaError_t launch(cu_order order, const launch_args &args, int members, const geometry &g) {
@@ -225,5 +220,6 @@ cudaError_t cu_group_norm(cu_order order, const cu_apply_args *args, int32_t mem
     if (args->a.half)
         return args->out.half ? launch<__half, __half>(order, all, members, g)
                               : launch<__half, float>(order, all, members, g);
-    return args->out.half ? launch<float, __half>(order, all, members, g) : launch<float, float>(order, all, members, g);
+    return args->out.half ? launch<float, __half>(order, all, members, g)
+                          : launch<float, float>(order, all, members, g);
 }
