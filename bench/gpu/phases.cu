@@ -9,6 +9,7 @@ namespace {
 
 __device__ block_phases blocks_seen[MAX_PHASE_BLOCKS];
 
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 __device__ __forceinline__ void mark_phase(phase p) {
     const unsigned block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
     if (block >= MAX_PHASE_BLOCKS) return;
@@ -25,6 +26,7 @@ __device__ __forceinline__ void mark_phase(phase p) {
         b.ended = ns;
     }
 }
+#endif
 
 } // namespace
 

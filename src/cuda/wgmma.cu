@@ -65,9 +65,10 @@ template <int GROUPS, int HEIGHT, int BN, int BLOCKS> struct ring {
     static const int LIMIT = 228 * 1024 / BLOCKS - 1024 - ROWS - 128; /* 1 KB is the system's, 128 are barriers */
     static const int FIT = (LIMIT - 1024) / STAGE;
     static const int STAGES = FIT < 8 ? FIT : 8;
-    static const int BATCH = 65536 / (ALLOCATED * BLOCKS) / 40; /* rows at a time in the epilogue, by registers: 2 to 4 */
+    static const int REGISTERS = 65536 / (ALLOCATED * BLOCKS); /* of a thread, at most */
     static const int BYTES = 1024 + (STAGES * STAGE > SUMS ? STAGES * STAGE : SUMS);
     static_assert(STAGES >= 3 && BYTES <= LIMIT, "a ring of three stages or more");
+    static_assert(REGISTERS >= 80, "the epilogue takes two rows at a time");
     static_assert(A_BYTES % 1024 == 0 && BN / 2 * CU_CHUNK_BYTES % 1024 == 0, "operands begin at the swizzle's period");
 };
 
@@ -266,6 +267,7 @@ template <bool GATED> struct columns {
 /* Threads of the epilogue, as the columns of a tile divide them: each keeps to 8. */
 template <typename R, int BN, bool GATED> struct lanes {
     static const int WIDE = GATED ? BN / 2 : BN, VECTORS = WIDE / 8, LANES = R::THREADS / VECTORS;
+    static const int MOST = R::REGISTERS / 40, BATCH = (MOST > 4 ? 4 : MOST) / (1 + GATED); /* rows at a time */
 };
 
 /* Rows rank, rank + SPLITS, … of the tile: sums, epilogue, output. A thread takes some rows at a time, so that what it
@@ -274,8 +276,7 @@ template <typename R, int BN, int SPLITS, bool GATED>
 CU_DEVICE void finish_rows(const launch_args &all, const member &a, float *sums, const int4 *places, int tile, int rank,
                            columns<GATED> &vectors) {
     typedef lanes<R, BN, GATED> L;
-    const int ROWS = R::BM / SPLITS, BATCH = R::BATCH > 4 ? 4 / (1 + GATED) : R::BATCH / (1 + GATED),
-              col = threadIdx.x % L::VECTORS * 8, c = tile * L::WIDE + col, lane = threadIdx.x / L::VECTORS;
+    const int ROWS = R::BM / SPLITS, BATCH = L::BATCH, col = threadIdx.x % L::VECTORS * 8, c = tile * L::WIDE + col, lane = threadIdx.x / L::VECTORS;
     if (a.folded) merge_rows<R, BN, SPLITS>(all, sums, rank);
     if (lane >= L::LANES || c >= a.out.c) return;
     const __half *residual = static_cast<const __half *>(a.epi.residual.p);
@@ -545,16 +546,17 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
 
 /* ---- launching */
 
-bool encode_input(encoder make, CUtensorMap *map, const cu_product_args &a, const cu_tiling &t, bool flat) {
-    const cuuint64_t sw = 2 * a.in.sw, w = flat ? t.w : a.in.w, h = flat ? 1 : a.in.h,
-                     sh = h > 1 ? 2 * static_cast<cuuint64_t>(a.in.sh) : sw * w,
-                     sn = t.n > 1 ? 2 * static_cast<cuuint64_t>(a.in.n > 1 ? a.in.sn : a.in.sg) : sh * h;
-    const cuuint32_t stride = t.stride;
-    const cuuint64_t dims[4] = {static_cast<cuuint64_t>(a.in.c), w, h, static_cast<cuuint64_t>(t.n)},
+/* Pixels in boxes of the tile's, every stride-th of both axes; flat: as one row. */
+bool encode_pixels(encoder make, CUtensorMap *map, const cu_view &v, const cu_tiling &t, int stride, bool flat) {
+    const cuuint64_t sw = 2 * v.sw, w = flat ? t.w : v.w, h = flat ? 1 : v.h,
+                     sh = h > 1 ? 2 * static_cast<cuuint64_t>(v.sh) : sw * w,
+                     sn = t.n > 1 ? 2 * static_cast<cuuint64_t>(v.n > 1 ? v.sn : v.sg) : sh * h;
+    const cuuint32_t each = static_cast<cuuint32_t>(stride);
+    const cuuint64_t dims[4] = {static_cast<cuuint64_t>(v.c), w, h, static_cast<cuuint64_t>(t.n)},
                      strides[3] = {sw, sh, sn};
-    const cuuint32_t box[4] = {CU_CHUNK, t.bw * stride, t.bh * stride, static_cast<cuuint32_t>(t.bn)},
-                     every[4] = {1, stride, stride, 1};
-    return encode(make, map, a.in.p, 4, dims, strides, box, every);
+    const cuuint32_t box[4] = {CU_CHUNK, t.bw * each, t.bh * each, static_cast<cuuint32_t>(t.bn)},
+                     every[4] = {1, each, each, 1};
+    return encode(make, map, v.p, 4, dims, strides, box, every);
 }
 
 /* [rows][taps][c] */
@@ -563,18 +565,6 @@ bool encode_weights(encoder make, CUtensorMap *map, const void *weights, cuuint6
     const cuuint64_t dims[3] = {c, taps, static_cast<cuuint64_t>(rows)}, strides[2] = {c * 2, c * taps * 2};
     const cuuint32_t box[3] = {CU_CHUNK, 1, box_rows}, every[3] = {1, 1, 1};
     return encode(make, map, weights, 3, dims, strides, box, every);
-}
-
-/* A shortcut's input: as large as the output, boxes as the tile's. */
-bool encode_shortcut(encoder make, CUtensorMap *map, const cu_view &v, const cu_tiling &t) {
-    const cuuint64_t sw = 2 * v.sw, w = v.w, h = v.h, sh = h > 1 ? 2 * static_cast<cuuint64_t>(v.sh) : sw * w,
-                     sn = t.n > 1 ? 2 * static_cast<cuuint64_t>(v.n > 1 ? v.sn : v.sg) : sh * h;
-    const cuuint64_t dims[4] = {static_cast<cuuint64_t>(v.c), w, h, static_cast<cuuint64_t>(t.n)},
-                     strides[3] = {sw, sh, sn};
-    const cuuint32_t box[4] = {CU_CHUNK, static_cast<cuuint32_t>(t.bw), static_cast<cuuint32_t>(t.bh),
-                               static_cast<cuuint32_t>(t.bn)},
-                     every[4] = {1, 1, 1, 1};
-    return encode(make, map, v.p, 4, dims, strides, box, every);
 }
 
 template <int GROUPS, int HEIGHT, int BN, int BLOCKS>
@@ -600,14 +590,14 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
     args.by_n = cu_divider_of(first.out.n);
     for (int i = 0; i < n; i++) {
         member &m = args.of[i];
-        if (!encode_input(make, &m.input, of[i], args.t, flat) ||
+        if (!encode_pixels(make, &m.input, of[i].in, args.t, args.t.stride, flat) ||
             !encode_weights(make, &m.weights, of[i].weights, first.in.c, first.kh * first.kw, first.n_rows,
                             args.gates ? BN / 2 : BN))
             return cudaErrorInvalidValue;
         if (first.shortcut_weights) {
             const cu_view &a = of[i].shortcut_a, &b = of[i].shortcut_b;
-            if (!encode_shortcut(make, &m.shortcut[0], a, args.t) ||
-                (b.c && !encode_shortcut(make, &m.shortcut[1], b, args.t)) ||
+            if (!encode_pixels(make, &m.shortcut[0], a, args.t, 1, false) ||
+                (b.c && !encode_pixels(make, &m.shortcut[1], b, args.t, 1, false)) ||
                 !encode_weights(make, &m.shortcut_weights, of[i].shortcut_weights, a.c + b.c, 1, first.n_rows, BN))
                 return cudaErrorInvalidValue;
             m.shortcut_bias = of[i].shortcut_bias;
