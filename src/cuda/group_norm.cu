@@ -53,26 +53,96 @@ bool lay_out(const cu_apply_args &a, int members, geometry *g) {
     }
 }
 
+#if __CUDA_ARCH__ >= 900
+
+/* What a block is, and what its threads tell each other. */
+struct block {
+    int threads, tid, lanes, channels, per, n_groups; /* channels: of the slab; per: of a group */
+};
+struct scratch {
+    float sums[THREADS * 8], squares[THREADS * 8]; /* [lane][channel], about the group's first value */
+    float few[2][THREADS], moments[2][MAX_GROUPS], merged[2][MAX_GROUPS];
+};
+
+/* The lanes' sums to this block's means and squares: columns by all threads, then groups by a warp each, always in the
+ * same order. first_row: the values that the sums are about; count: values of a group. */
+template <typename T> CU_DEVICE void sum_groups(scratch &s, const block &b, const T *first_row, float count) {
+    const int parts = b.threads / b.channels > 0 ? b.threads / b.channels : 1, lane = b.tid % 32,
+              n_warps = b.threads / 32;
+    for (int i = b.tid; i < b.channels * parts; i += b.threads) {
+        const int column = i % b.channels;
+        float sum = 0, sum2 = 0;
+        for (int l = i / b.channels; l < b.lanes; l += parts)
+            sum += s.sums[l * b.channels + column], sum2 += s.squares[l * b.channels + column];
+        s.few[0][i] = sum, s.few[1][i] = sum2;
+    }
+    __syncthreads();
+    if (b.tid / 32 >= n_warps) return; /* a last part of a warp takes no group: shuffles want whole warps */
+    for (int k = b.tid / 32; k < b.n_groups; k += n_warps) {
+        float sum = 0, sum2 = 0;
+        for (int i = lane; i < parts * b.per; i += 32) {
+            const int at = i / b.per * b.channels + k * b.per + i % b.per;
+            sum += s.few[0][at], sum2 += s.few[1][at];
+        }
+        sum = warp_sum(sum), sum2 = warp_sum(sum2);
+        if (lane == 0) {
+            s.moments[0][k] = static_cast<float>(first_row[k * b.per]) + sum / count;
+            s.moments[1][k] = fmaxf(sum2 - sum * (sum / count), 0.0f);
+        }
+    }
+}
+
+/* The first row of part i of the picture's rows. */
+CU_DEVICE int part_begin(int rows, int i, int splits) {
+    return static_cast<int>(static_cast<int64_t>(rows) * i / splits);
+}
+
+/* The moments of all blocks of the cluster, in order, to means and 1 / deviations. */
+CU_DEVICE void merge_groups(scratch &s, const block &b, int rows, int splits, float eps) {
+    const float total = static_cast<float>(rows) * b.per;
+    for (int k = b.tid; k < b.n_groups; k += b.threads) {
+        float means[MAX_SPLITS], squares[MAX_SPLITS], counts[MAX_SPLITS], mean = 0, m2 = 0;
+#pragma unroll
+        for (int i = 0; i < MAX_SPLITS; i++) {
+            if (i >= splits) break;
+            const float *from =
+                splits > 1 ? static_cast<const float *>(__cluster_map_shared_rank(&s.moments[0][0], i)) : s.moments[0];
+            means[i] = from[k], squares[i] = from[MAX_GROUPS + k];
+            counts[i] = static_cast<float>(part_begin(rows, i + 1, splits) - part_begin(rows, i, splits)) * b.per;
+        }
+#pragma unroll
+        for (int i = 0; i < MAX_SPLITS; i++)
+            if (i < splits) mean += means[i] * (counts[i] / total);
+#pragma unroll
+        for (int i = 0; i < MAX_SPLITS; i++)
+            if (i < splits) m2 += squares[i] + (means[i] - mean) * (means[i] - mean) * counts[i];
+        s.merged[0][k] = mean, s.merged[1][k] = rsqrtf(m2 / total + eps);
+    }
+}
+
+#endif
+
 /* Grid: (splits, slabs, members x pictures); block: (vectors of the slab, lanes). */
 template <typename TI, typename TO>
 __global__ void __launch_bounds__(THREADS) group_norm_kernel(const __grid_constant__ launch_args all, int kept) {
 #if __CUDA_ARCH__ >= 900
     extern __shared__ __align__(16) unsigned char shared[];
-    __shared__ float sums[THREADS * 8], squares[THREADS * 8], few[2][THREADS], moments[2][MAX_GROUPS],
-        merged[2][MAX_GROUPS];
+    __shared__ scratch s;
     const int pictures = all.of[0].out.g * all.of[0].out.n;
     const cu_apply_args &a = all.of[blockIdx.z / pictures];
-    const int gn = blockIdx.z % pictures, g = gn / a.out.n, n = gn % a.out.n;
-    const int splits = gridDim.x, rank = blockIdx.x, rows = a.a.h * a.a.w;
-    const int begin = static_cast<int>(static_cast<int64_t>(rows) * rank / splits),
-              end = static_cast<int>(static_cast<int64_t>(rows) * (rank + 1) / splits);
-    const int threads = blockDim.x * blockDim.y, tid = threadIdx.y * blockDim.x + threadIdx.x, lane = tid % 32,
-              n_warps = threads / 32, lanes = blockDim.y;
-    const int slab_c = blockDim.x * 8, per = (a.a.c + a.b.c) / a.groups, n_groups = slab_c / per,
-              mine = threadIdx.x * 8, c = blockIdx.y * slab_c + mine;
+    const int gn = blockIdx.z % pictures, g = gn / a.out.n, n = gn % a.out.n, splits = gridDim.x, rank = blockIdx.x,
+              rows = a.a.h * a.a.w, end = part_begin(rows, rank + 1, splits);
+    const int channels = blockDim.x * 8, per = (a.a.c + a.b.c) / a.groups, mine = threadIdx.x * 8,
+              c = blockIdx.y * channels + mine, begin = part_begin(rows, rank, splits);
+    const block b = {static_cast<int>(blockDim.x * blockDim.y),
+                     static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x),
+                     static_cast<int>(blockDim.y),
+                     channels,
+                     per,
+                     channels / per};
     const bool in_a = c < a.a.c;
     const cu_view &in = in_a ? a.a : a.b;
-    TI *keep = reinterpret_cast<TI *>(shared) + tid * 8; /* the k-th row's vector: keep[k * threads * 8] */
+    TI *keep = reinterpret_cast<TI *>(shared) + b.tid * 8; /* the k-th row's vector: keep[k * threads * 8] */
 
     next_launch_may_start();
     float factor[8], offset[8], v[8];
@@ -84,11 +154,11 @@ __global__ void __launch_bounds__(THREADS) group_norm_kernel(const __grid_consta
     previous_launch_wait();
     const TI *src = static_cast<const TI *>(in.p) + g * in.sg + n * in.sn + (in_a ? c : c - a.a.c);
     for (int k = 0; k < kept; k++) {
-        const int r = begin + k * lanes + threadIdx.y;
+        const int r = begin + k * b.lanes + threadIdx.y;
         if (r >= end) break;
         const int h = r / a.a.w, w = r - h * a.a.w;
         const TI *from = src + h * in.sh + w * in.sw;
-        for (int i = 0; i < 8; i += 16 / sizeof(TI)) copy16(keep + k * threads * 8 + i, from + i, true);
+        for (int i = 0; i < 8; i += 16 / sizeof(TI)) copy16(keep + k * b.threads * 8 + i, from + i, true);
     }
     copy_commit();
     copy_wait<0>();
@@ -100,8 +170,8 @@ __global__ void __launch_bounds__(THREADS) group_norm_kernel(const __grid_consta
 #pragma unroll
     for (int i = 0; i < 8; i++) shift[i] = static_cast<float>(first_row[of[i] * per]);
     for (int k = 0; k < kept; k++) {
-        if (begin + k * lanes + static_cast<int>(threadIdx.y) >= end) break;
-        load8(keep + k * threads * 8, v);
+        if (begin + k * b.lanes + static_cast<int>(threadIdx.y) >= end) break;
+        load8(keep + k * b.threads * 8, v);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const float d = v[i] - shift[i];
@@ -109,70 +179,26 @@ __global__ void __launch_bounds__(THREADS) group_norm_kernel(const __grid_consta
             sum2[i] += d * d;
         }
     }
-    store8(sums + tid * 8, sum);
-    store8(squares + tid * 8, sum2);
+    store8(s.sums + b.tid * 8, sum);
+    store8(s.squares + b.tid * 8, sum2);
     __syncthreads();
-    /* Columns of the lanes' sums by all threads, then groups by a warp each: always the same order. */
-    const int parts = threads / slab_c > 0 ? threads / slab_c : 1;
-    for (int i = tid; i < slab_c * parts; i += threads) {
-        const int column = i % slab_c;
-        float s = 0, s2 = 0;
-        for (int l = i / slab_c; l < lanes; l += parts)
-            s += sums[l * slab_c + column], s2 += squares[l * slab_c + column];
-        few[0][i] = s, few[1][i] = s2;
-    }
-    __syncthreads();
-    const float share = static_cast<float>(end - begin) * per;
-    if (tid / 32 < n_warps) /* a last part of a warp takes no group: shuffles want whole warps */
-        for (int k = tid / 32; k < n_groups; k += n_warps) {
-            float s = 0, s2 = 0;
-            for (int i = lane; i < parts * per; i += 32) {
-                const int at = i / per * slab_c + k * per + i % per;
-                s += few[0][at], s2 += few[1][at];
-            }
-            s = warp_sum(s), s2 = warp_sum(s2);
-            if (lane == 0) {
-                moments[0][k] = static_cast<float>(first_row[k * per]) + s / share;
-                moments[1][k] = fmaxf(s2 - s * (s / share), 0.0f);
-            }
-        }
-
+    sum_groups(s, b, first_row, static_cast<float>(end - begin) * per);
     if (splits > 1) cluster_meet();
     else __syncthreads();
-    for (int k = tid; k < n_groups; k += threads) {
-        float means[MAX_SPLITS], parts_m2[MAX_SPLITS], counts[MAX_SPLITS], mean = 0, m2 = 0;
-        const float total = static_cast<float>(rows) * per;
-#pragma unroll
-        for (int i = 0; i < MAX_SPLITS; i++) {
-            if (i >= splits) break;
-            const float *from =
-                splits > 1 ? static_cast<const float *>(__cluster_map_shared_rank(&moments[0][0], i)) : moments[0];
-            means[i] = from[k], parts_m2[i] = from[MAX_GROUPS + k];
-            counts[i] = static_cast<float>(static_cast<int64_t>(rows) * (i + 1) / splits -
-                                           static_cast<int64_t>(rows) * i / splits) *
-                        per;
-        }
-#pragma unroll
-        for (int i = 0; i < MAX_SPLITS; i++)
-            if (i < splits) mean += means[i] * (counts[i] / total);
-#pragma unroll
-        for (int i = 0; i < MAX_SPLITS; i++)
-            if (i < splits) m2 += parts_m2[i] + (means[i] - mean) * (means[i] - mean) * counts[i];
-        merged[0][k] = mean, merged[1][k] = rsqrtf(m2 / total + a.eps);
-    }
+    merge_groups(s, b, rows, splits, a.eps);
     __syncthreads();
     if (splits > 1) asm volatile("barrier.cluster.arrive.relaxed;\n" ::: "memory");
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        factor[i] *= merged[1][of[i]];
-        offset[i] -= merged[0][of[i]] * factor[i];
+        factor[i] *= s.merged[1][of[i]];
+        offset[i] -= s.merged[0][of[i]] * factor[i];
     }
     TO *dst = static_cast<TO *>(a.out.p) + g * a.out.sg + n * a.out.sn + c;
     for (int k = 0; k < kept; k++) {
-        const int r = begin + k * lanes + threadIdx.y;
+        const int r = begin + k * b.lanes + threadIdx.y;
         if (r >= end) break;
         const int h = r / a.a.w, w = r - h * a.a.w;
-        load8(keep + k * threads * 8, v);
+        load8(keep + k * b.threads * 8, v);
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = v[i] * factor[i] + offset[i];
         act8(a.act, v);

@@ -107,9 +107,7 @@ static bool group_norm_supports(const lw_backend *b, const lw_params *params, co
     if (((const cu_backend *)b)->major < 9 || !cu_members_fit(params, op)) return false;
     for (int32_t i = 0; i < op->n_member; i++) {
         lw_op one = {.kind = op->kind, .n_member = 1, .name = op->name, .m = &op->m[i]};
-        const lw_norm *norm = &one.m->apply.in.norm;
-        int32_t c = one.m->apply.out.c;
-        if (norm->kind != LW_NORM_GROUP || c % norm->groups || !apply_supports(b, params, &one)) return false;
+        if (one.m->apply.in.norm.kind != LW_NORM_GROUP || !apply_supports(b, params, &one)) return false;
     }
     cu_apply_args a = apply_of(&op->m->apply);
     return cu_group_norm_fits(&a, op->n_member);

@@ -56,17 +56,21 @@ static cu_choice choose(const cu_backend *b, const lw_params *params, const lw_o
 
 /* ---- a tactic's three functions, for a tile or for the model's choice (ANY_TILE) */
 
+/* normed: with the layer norm's factors in the weights. */
 static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op, void **state, int32_t tile,
-                         lw_error *err) {
+                         bool normed, lw_error *err) {
     wgmma_state *s = lw_alloc(1, sizeof *s);
     if (!s) return lw_fail(err, LW_ENOMEM, "op %s: no memory for its state", op->name);
     *state = s;
     const cu_choice c = choose(cu_of(backend), params, op, tile);
     s->tile = c.tile;
     s->splits = c.splits;
+    s->normed = normed;
     for (int32_t i = 0; i < op->n_member; i++) {
-        LW_TRY(cu_want_matrix(params, op->m[i].product.w, LW_F16, &s->weights[i], err));
-        LW_TRY(cu_want_vector(params, op->m[i].product.bias, &s->bias[i], err));
+        const lw_product_args *p = &op->m[i].product;
+        if (normed) LW_TRY(cu_want_folded(params, p->w, &p->in.norm, &s->weights[i], &s->sums[i], err));
+        else LW_TRY(cu_want_matrix(params, p->w, LW_F16, &s->weights[i], err));
+        LW_TRY(cu_want_vector(params, p->bias, &s->bias[i], err));
     }
     return LW_OK;
 }
@@ -107,7 +111,7 @@ enum {
     static lw_status prepare_##index(lw_backend *b, lw_params *params, const lw_op *op, void **state,                  \
                                      size_t *workspace_bytes, lw_error *err) {                                         \
         (void)workspace_bytes;                                                                                         \
-        return prepare(b, params, op, state, index, err);                                                              \
+        return prepare(b, params, op, state, index, false, err);                                                       \
     }                                                                                                                  \
     static const lw_tactic linear_##index = {"linear_wgmma_" #groups "x" #height "x" #columns,                         \
                                              LW_OP_LINEAR,                                                             \
@@ -141,7 +145,7 @@ static bool supports_any(const lw_backend *b, const lw_params *params, const lw_
 static lw_status prepare_any(lw_backend *b, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,
                              lw_error *err) {
     (void)workspace_bytes;
-    return prepare(b, params, op, state, ANY_TILE, err);
+    return prepare(b, params, op, state, ANY_TILE, false, err);
 }
 
 static const lw_tactic linear_any = {"linear_wgmma", LW_OP_LINEAR, TAKES, supports_any, prepare_any, run, cu_release};
@@ -163,28 +167,11 @@ static bool supports_normed(const lw_backend *b, const lw_params *params, const 
 static lw_status prepare_normed(lw_backend *backend, lw_params *params, const lw_op *op, void **state,
                                 size_t *workspace_bytes, lw_error *err) {
     (void)workspace_bytes;
-    wgmma_state *s = lw_alloc(1, sizeof *s);
-    if (!s) return lw_fail(err, LW_ENOMEM, "op %s: no memory for its state", op->name);
-    *state = s;
-    const cu_choice c = choose(cu_of(backend), params, op, ANY_TILE);
-    s->tile = c.tile;
-    s->splits = c.splits;
-    s->normed = true;
-    for (int32_t i = 0; i < op->n_member; i++) {
-        const lw_product_args *p = &op->m[i].product;
-        LW_TRY(cu_want_folded(params, p->w, &p->in.norm, &s->weights[i], &s->sums[i], err));
-        LW_TRY(cu_want_vector(params, p->bias, &s->bias[i], err));
-    }
-    return LW_OK;
+    return prepare(backend, params, op, state, ANY_TILE, true, err);
 }
 
-static const lw_tactic linear_normed = {"linear_wgmma_normed",
-                                        LW_OP_LINEAR,
-                                        TAKES | LW_TAKES_PROLOGUE,
-                                        supports_normed,
-                                        prepare_normed,
-                                        run,
-                                        cu_release};
+static const lw_tactic linear_normed = {
+    "linear_wgmma_normed", LW_OP_LINEAR, TAKES | LW_TAKES_PROLOGUE, supports_normed, prepare_normed, run, cu_release};
 
 /* ---- a residual block's last convolution with its shortcut in the same sum */
 
@@ -192,15 +179,17 @@ static const lw_tactic linear_normed = {"linear_wgmma_normed",
 static bool shortcut_view(const lw_view *v, const lw_view *out) {
     if (!lw_view_is(*v)) return true;
     int64_t pictures = v->n > 1 ? v->sn : v->sg; /* from one to the next */
-    return v->dtype == LW_F16 && cu_is_vectors(v) && v->g == out->g && v->n == out->n && v->h == out->h && v->w == out->w &&
-           v->sw > 0 && v->sh > 0 && (v->g * v->n == 1 || pictures > 0) && (v->g == 1 || v->n == 1 || v->sg == v->n * v->sn);
+    return v->dtype == LW_F16 && cu_is_vectors(v) && v->g == out->g && v->n == out->n && v->h == out->h &&
+           v->w == out->w && v->sw > 0 && v->sh > 0 && (v->g * v->n == 1 || pictures > 0) &&
+           (v->g == 1 || v->n == 1 || v->sg == v->n * v->sn);
 }
 
 static bool supports_shortcut(const lw_backend *b, const lw_params *params, const lw_op *op) {
     for (int32_t i = 0; i < op->n_member; i++) {
         const lw_product_args *p = &op->m[i].product;
         if (!lw_view_is(p->shortcut_a) || p->kh * p->kw == 1 || p->stride != 1 || p->epi.act != LW_ACT_NONE ||
-            lw_view_is(p->epi.scale) || !shortcut_view(&p->shortcut_a, &p->out) || !shortcut_view(&p->shortcut_b, &p->out))
+            lw_view_is(p->epi.scale) || !shortcut_view(&p->shortcut_a, &p->out) ||
+            !shortcut_view(&p->shortcut_b, &p->out))
             return false;
     }
     return supports_any(b, params, op);
@@ -209,7 +198,7 @@ static bool supports_shortcut(const lw_backend *b, const lw_params *params, cons
 static lw_status prepare_shortcut(lw_backend *backend, lw_params *params, const lw_op *op, void **state,
                                   size_t *workspace_bytes, lw_error *err) {
     (void)workspace_bytes;
-    LW_TRY(prepare(backend, params, op, state, ANY_TILE, err));
+    LW_TRY(prepare(backend, params, op, state, ANY_TILE, false, err));
     wgmma_state *s = *state;
     for (int32_t i = 0; i < op->n_member; i++) {
         LW_TRY(cu_want_matrix(params, op->m[i].product.shortcut_w, LW_F16, &s->shortcut_weights[i], err));
