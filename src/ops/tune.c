@@ -30,8 +30,7 @@ static const double hopeless = 3;
 
 typedef struct found {
     const lw_program *program;
-    const lw_op *op;
-    lw_op one; /* the first member of an op of several, where op points to it */
+    lw_op op;
     uint64_t signature;
     int32_t uses;
 } found;
@@ -67,11 +66,8 @@ static int32_t add_found(const lw_backend *b, const lw_program *p, const lw_op *
     int32_t at = 0;
     while (at < n && all[at].signature != signature) at++;
     if (at < n) all[at].uses += uses;
-    else if (candidates(b, p->params, op, tactics) > 1) {
-        all[n] = (found){.program = p, .op = op, .one = *op, .signature = signature, .uses = uses};
-        if (uses == 0) all[n].op = &all[n].one;
-        n++;
-    }
+    else if (candidates(b, p->params, op, tactics) > 1)
+        all[n++] = (found){.program = p, .op = *op, .signature = signature, .uses = uses};
     return n;
 }
 
@@ -151,7 +147,7 @@ static void move_view(void *user, lw_view *v, bool written) {
     while (i < r->n_buffers && r->buffers[i] != v->buf) i++;
     char name[16];
     if (i == MAX_BUFFERS) {
-        lw_program_fail(r->program, LW_EINTERNAL, "tuning: op %s has over %d buffers", r->f->op->name, MAX_BUFFERS);
+        lw_program_fail(r->program, LW_EINTERNAL, "tuning: op %s has over %d buffers", r->f->op.name, MAX_BUFFERS);
         return;
     }
     if (i == r->n_buffers) {
@@ -189,11 +185,11 @@ static void move_params(rig *r, int32_t copy, lw_op_kind kind, lw_args *m) {
  * are many times that cache, so each op of a network finds its own cold. */
 static int32_t count_copies(const lw_backend *b, const found *f) {
     int64_t d[4] = {0};
-    if (f->op->kind != LW_OP_CONV2D && f->op->kind != LW_OP_LINEAR) /* no weights; some, for a launch's own time */
+    if (f->op.kind != LW_OP_CONV2D && f->op.kind != LW_OP_LINEAR) /* no weights; some, for a launch's own time */
         return b->behind ? WARM_DEVICE_COPIES : 1;
-    lw_param_dims(f->program->params, f->op->m->product.w, d);
-    double bytes = (double)(d[0] * d[1] * d[2] * d[3] * f->op->n_member) * (double)lw_dtype_bytes(b->act),
-           flop = lw_op_cost(f->program->params, f->op).flop, most_flop = b->behind ? device_copies_flop : copies_flop;
+    lw_param_dims(f->program->params, f->op.m->product.w, d);
+    double bytes = (double)(d[0] * d[1] * d[2] * d[3] * f->op.n_member) * (double)lw_dtype_bytes(b->act),
+           flop = lw_op_cost(f->program->params, &f->op).flop, most_flop = b->behind ? device_copies_flop : copies_flop;
     int64_t cache = b->cache_bytes;
 #ifdef _SC_LEVEL3_CACHE_SIZE
     if (!cache) cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
@@ -209,11 +205,11 @@ static lw_status record(rig *r, lw_error *err) {
     lw_tensor_source source = {.user = f->program->params, .dims = weight_dims, .read = weight_read};
     LW_TRY(lw_params_new(&r->params, &source, err));
     r->program = lw_program_new("tuning", r->params, f->program->act);
-    if (!r->program) return lw_fail(err, LW_ENOMEM, "tuning: no memory for op %s", f->op->name);
+    if (!r->program) return lw_fail(err, LW_ENOMEM, "tuning: no memory for op %s", f->op.name);
     r->copies = count_copies(r->backend, f);
     for (int32_t c = 0; c < r->copies; c++) {
-        lw_rec_op(r->program, f->op->kind, f->op->name);
-        lw_args *m = lw_arena_alloc(r->program->arena, (size_t)f->op->n_member, sizeof *m);
+        lw_rec_op(r->program, f->op.kind, f->op.name);
+        lw_args *m = lw_arena_alloc(r->program->arena, (size_t)f->op.n_member, sizeof *m);
         if (!m) {
             lw_program_no_memory(r->program);
             break;
@@ -221,9 +217,9 @@ static lw_status record(rig *r, lw_error *err) {
         if (r->program->status != LW_OK) break;
         lw_op *op = &r->program->ops[r->program->n_ops - 1];
         op->m = m;
-        op->n_member = f->op->n_member;
+        op->n_member = f->op.n_member;
         for (int32_t k = 0; k < op->n_member; k++) {
-            m[k] = f->op->m[k];
+            m[k] = f->op.m[k];
             lw_op_views(op->kind, &m[k], move_view, r);
             move_params(r, c, op->kind, &m[k]);
         }
@@ -234,7 +230,7 @@ static lw_status record(rig *r, lw_error *err) {
 
 static lw_status plan_with(rig *r, const lw_tactic *t, lw_plan **plan, lw_error *err) {
     lw_choices *forced = t == &apart ? r->choices : lw_choices_new(); /* apart: each as it was chosen by itself */
-    if (!forced) return lw_fail(err, LW_ENOMEM, "tuning: no memory for op %s", r->f->op->name);
+    if (!forced) return lw_fail(err, LW_ENOMEM, "tuning: no memory for op %s", r->f->op.name);
     lw_choice choice = {.signature = lw_op_signature(r->params, &r->program->ops[0])};
     snprintf(choice.tactic, sizeof choice.tactic, "%s", t->name);
     lw_status status = lw_choices_put(forced, &choice, err);
@@ -268,7 +264,7 @@ static lw_status fill_buffer(rig *r, int32_t i, lw_error *err) {
 
 static lw_status build(rig *r, lw_error *err) {
     uint64_t temp = 64;
-    r->n_tactics = candidates(r->backend, r->f->program->params, r->f->op, r->tactics);
+    r->n_tactics = candidates(r->backend, r->f->program->params, &r->f->op, r->tactics);
     LW_TRY(record(r, err));
     for (int32_t i = 0; i < r->n_tactics; i++) {
         LW_TRY(plan_with(r, r->tactics[i], &r->plans[i], err));
@@ -357,8 +353,8 @@ static lw_status tune_one(lw_backend *backend, const found *f, lw_choices *choic
         for (int32_t i = 1; i < r.n_tactics; i++)
             if (clearly_wins(&r, i) && r.best_ms[i] < r.best_ms[best]) best = i;
         for (int32_t i = 0; i < r.n_tactics; i++) times[i] = (lw_tune_time){r.tactics[i]->name, r.best_ms[i] * 1e3};
-        *out = (lw_tune_op){.op = f->op,
-                            .cost = lw_op_cost(f->program->params, f->op),
+        *out = (lw_tune_op){.op = &f->op,
+                            .cost = lw_op_cost(f->program->params, &f->op),
                             .times = times,
                             .n_times = r.n_tactics,
                             .choice = {.signature = f->signature, .us = r.best_ms[best] * 1e3},
@@ -366,7 +362,7 @@ static lw_status tune_one(lw_backend *backend, const found *f, lw_choices *choic
                             .heuristic_us = r.best_ms[0] * 1e3,
                             .uses = f->uses};
         snprintf(out->choice.tactic, sizeof out->choice.tactic, "%s", r.tactics[best]->name);
-        lw_op_describe(f->op, out->choice.op);
+        lw_op_describe(&f->op, out->choice.op);
     }
     tear_down(&r);
     return status;
