@@ -15,6 +15,7 @@
 #include "cpu/cpu.h"
 #include "cpu/ref/ref.h"
 #include "ops/tune.h"
+#include "tactics.h"
 
 /* ---- a source whose tensors are named by their shape: "a.O.I.kh.kw", values by name and index */
 
@@ -550,11 +551,9 @@ static void expect_taken(const lw_op *op) {
 
 /* Runs the variant with first before the references; out: G * H * H * O floats. */
 static int32_t run_variant(lw_backend *b, const variant *v, const lw_tactic *first, float *out) {
-    const lw_tactic *const *tactics = b->tactics;
-    const lw_tactic *list[32] = {first};
-    int32_t n_tactics = b->n_tactics, steps;
-    memcpy(list + 1, tactics, (size_t)n_tactics * sizeof *list);
-    if (first) b->tactics = list, b->n_tactics++;
+    tactic_list list;
+    int32_t steps;
+    put_first(&list, b, first);
     lw_params *params = new_params();
     lw_program *p = lw_program_new("variant", params, LW_F32);
     lw_plan *plan = NULL;
@@ -584,8 +583,7 @@ static int32_t run_variant(lw_backend *b, const variant *v, const lw_tactic *fir
     lw_plan_free(plan);
     lw_program_free(p);
     lw_params_free(params, b);
-    b->tactics = tactics;
-    b->n_tactics = n_tactics;
+    put_back(&list, b);
     return steps;
 }
 
@@ -666,10 +664,8 @@ static lw_status own_prepare(lw_backend *b, lw_params *params, const lw_op *op, 
 
 /* A group norm of "a" into "out"; where `reader`, into "more" too, in a way that the tactic does not take. */
 static int32_t run_norm(lw_backend *b, const lw_tactic *first, bool reader, bool unfused, float *out) {
-    const lw_tactic *const *tactics = b->tactics, *list[32] = {first};
-    int32_t n_tactics = b->n_tactics;
-    memcpy(list + 1, tactics, (size_t)n_tactics * sizeof *list);
-    if (first) b->tactics = list, b->n_tactics++;
+    tactic_list list;
+    put_first(&list, b, first);
     lw_params *params = new_params();
     lw_program *p = lw_program_new("norm", params, LW_F32);
     lw_view a = input(p, "a", 1, H, C), stats = lw_rec_stats(p, a);
@@ -706,8 +702,7 @@ static int32_t run_norm(lw_backend *b, const lw_tactic *first, bool reader, bool
     lw_plan_free(plan);
     lw_program_free(p);
     lw_params_free(params, b);
-    b->tactics = tactics;
-    b->n_tactics = n_tactics;
+    put_back(&list, b);
     return steps;
 }
 
@@ -731,8 +726,7 @@ static void test_own_statistics(void **state) {
 static void test_members(void **state) {
     (void)state;
     lw_backend *b = open_cpu(true);
-    const lw_tactic *const *tactics = b->tactics;
-    int32_t n_tactics = b->n_tactics;
+    tactic_list list;
     lw_params *params = new_params();
     lw_program *p = lw_program_new("members", params, LW_F32);
     lw_args members[3];
@@ -751,19 +745,15 @@ static void test_members(void **state) {
     lw_plan_free(plan);
 
     lw_tactic all = watch(LW_OP_CONV2D, LW_TAKES_ALL | LW_TAKES_MEMBERS);
-    const lw_tactic *list[32] = {&all};
-    memcpy(list + 1, tactics, (size_t)n_tactics * sizeof *list);
     all.supports = lw_ref_conv2d.supports; /* one member alone: not the three */
-    b->tactics = list;
-    b->n_tactics = n_tactics + 1;
+    put_first(&list, b, &all);
     plan = NULL;
     assert_int_equal(lw_plan_make(&plan, b, p, NULL), LW_OK);
     assert_int_equal(lw_plan_n_ops(plan), others + 3);
     lw_plan_free(plan);
     lw_program_free(p);
     lw_params_free(params, b);
-    b->tactics = tactics;
-    b->n_tactics = n_tactics;
+    put_back(&list, b);
     b->close(b);
 }
 
@@ -774,8 +764,7 @@ static bool any_members(const lw_backend *b, const lw_params *params, const lw_o
 static void test_members_at_once(void **state) {
     (void)state;
     lw_backend *b = open_cpu(true);
-    const lw_tactic *const *tactics = b->tactics;
-    int32_t n_tactics = b->n_tactics;
+    tactic_list list;
     lw_params *params = new_params();
     lw_program *p = lw_program_new("members", params, LW_F32);
     variant v = {.act = LW_ACT_SILU, .addend = true};
@@ -784,11 +773,8 @@ static void test_members_at_once(void **state) {
     members[0] = members[1] = *p->ops[p->n_ops - 1].m;
     p->ops[p->n_ops - 1] = (lw_op){.kind = LW_OP_CONV2D, .n_member = 2, .name = "two", .m = members};
     lw_tactic t = watch(LW_OP_CONV2D, LW_TAKES_ALL | LW_TAKES_MEMBERS);
-    const lw_tactic *list[32] = {&t};
-    memcpy(list + 1, tactics, (size_t)n_tactics * sizeof *list);
     t.supports = any_members;
-    b->tactics = list;
-    b->n_tactics = n_tactics + 1;
+    put_first(&list, b, &t);
     lw_plan *plan = NULL;
     assert_int_equal(lw_plan_make(&plan, b, p, NULL), LW_OK);
     assert_int_equal(lw_plan_n_ops(plan), p->n_ops);
@@ -813,8 +799,7 @@ static void test_members_at_once(void **state) {
     lw_plan_free(plan);
     lw_program_free(p);
     lw_params_free(params, b);
-    b->tactics = tactics;
-    b->n_tactics = n_tactics;
+    put_back(&list, b);
     b->close(b);
 }
 

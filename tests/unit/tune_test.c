@@ -10,6 +10,7 @@
 #include "linework.h"
 #include "pipe/choices.h"
 #include "pipe/session.h"
+#include "tactics.h"
 
 static const char winograd[] = "conv2d_winograd_fp32";
 
@@ -293,11 +294,8 @@ static void members(void **state) {
         together_run,      NULL};
     lw_error err;
     lw_backend *backend = open_backend(1);
-    const lw_tactic *list[64] = {&together}, *const *tactics = backend->tactics;
-    int32_t n_tactics = backend->n_tactics;
-    memcpy(list + 1, tactics, (size_t)n_tactics * sizeof *list);
-    backend->tactics = list;
-    backend->n_tactics++;
+    tactic_list list;
+    put_first(&list, backend, &together);
     for (delay_ms = 0; delay_ms <= 20; delay_ms += 20) {
         lw_tensor_source source = {.dims = dims, .read = values};
         lw_params *params = NULL;
@@ -322,8 +320,7 @@ static void members(void **state) {
         lw_program_free(p);
         lw_params_free(params, backend);
     }
-    backend->tactics = tactics;
-    backend->n_tactics = n_tactics;
+    put_back(&list, backend);
     backend->close(backend);
 }
 
