@@ -125,7 +125,7 @@ lw_status cu_want_vector(lw_params *params, lw_param p, int32_t *index, lw_error
 cu_epilogue cu_epilogue_at(const lw_params *params, const lw_run *run, const lw_epilogue *epi, int32_t bias);
 bool cu_epilogue_fits(const lw_epilogue *epi);
 /* A product's args with addresses, but for tile and splits; weights and bias: packs, bias or -1. */
-cu_product_args cu_product_at(const lw_params *params, const lw_op *op, const lw_run *run, int32_t weights,
+cu_product_args cu_product_at(const lw_params *params, const lw_product_args *p, const lw_run *run, int32_t weights,
                               int32_t bias);
 
 cu_attention_args cu_attention_at(const lw_attention_args *m, const lw_run *run);

@@ -52,9 +52,8 @@ static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op
     return cu_want_vector(params, p->bias, &s->bias, err);
 }
 
-cu_product_args cu_product_at(const lw_params *params, const lw_op *op, const lw_run *run, int32_t weights,
+cu_product_args cu_product_at(const lw_params *params, const lw_product_args *p, const lw_run *run, int32_t weights,
                               int32_t bias) {
-    const lw_product_args *p = &op->m->product;
     int64_t d[4];
     lw_param_dims(params, p->w, d);
     return (cu_product_args){.in = cu_view_at(run, p->in.a),
@@ -72,7 +71,7 @@ cu_product_args cu_product_at(const lw_params *params, const lw_op *op, const lw
 static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *op, void *state, const lw_run *r,
                      lw_error *err) {
     const product_state *s = state;
-    cu_product_args a = cu_product_at(params, op, r, s->weights, s->bias);
+    cu_product_args a = cu_product_at(params, &op->m->product, r, s->weights, s->bias);
     a.tile = s->tile;
     a.splits = s->splits;
     a.partials = r->workspace;

@@ -80,17 +80,17 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
     const wgmma_state *s = state;
     cu_product_args a[CU_MAX_MEMBERS];
     for (int32_t i = 0; i < op->n_member; i++) {
-        lw_op one = {.kind = op->kind, .n_member = 1, .name = op->name, .m = &op->m[i]};
-        a[i] = cu_product_at(params, &one, r, s->weights[i], s->bias[i]);
+        const lw_product_args *p = &op->m[i].product;
+        a[i] = cu_product_at(params, p, r, s->weights[i], s->bias[i]);
         a[i].tile = s->tile;
         a[i].splits = s->splits;
         if (s->normed) {
             a[i].folded = lw_pack_data(params, s->sums[i]);
-            a[i].eps = op->m[i].product.in.norm.eps;
+            a[i].eps = p->in.norm.eps;
         }
-        if (lw_view_is(op->m[i].product.shortcut_a)) {
-            a[i].shortcut_a = cu_view_at(r, op->m[i].product.shortcut_a);
-            a[i].shortcut_b = cu_view_at(r, op->m[i].product.shortcut_b);
+        if (lw_view_is(p->shortcut_a)) {
+            a[i].shortcut_a = cu_view_at(r, p->shortcut_a);
+            a[i].shortcut_b = cu_view_at(r, p->shortcut_b);
             a[i].shortcut_weights = lw_pack_data(params, s->shortcut_weights[i]);
             a[i].shortcut_bias = lw_pack_data(params, s->shortcut_bias[i]);
         }
