@@ -238,11 +238,12 @@ static void eight_pairs(void **state) {
 
     print_message("colours %d and %d of %d, F1 %.3f and %.3f, strength 0 F1 %.3f\n", hits[FIRST], hits[SECOND], objects,
                   f1[FIRST], f1[SECOND], f1[FREE]);
-    /* 26 and 26 of 28; another CPU's rounding may turn one whose colour lies between two. The goal of 0.9 is of 64 pairs. */
-    assert_true(hits[FIRST] >= 25 && hits[SECOND] >= 25 && objects == 28);
-    /* Over all 64 the second prompt's is 0.73; these eight are harder. */
-    assert_true(f1[FIRST] >= 0.7 && f1[SECOND] >= 0.67);
-    assert_true(f1[FREE] <= 0.35);
+    /* 27 and 28 of 28, F1 0.821, 0.755 and 0.190. Another CPU's rounding may turn one object whose colour lies between
+     * two; in bf16, which is coarser by far, none does, and F1 moves by 0.002 at most. Over all 64 the second prompt's
+     * is 0.80; these eight are harder. */
+    assert_true(hits[FIRST] >= 26 && hits[SECOND] >= 27 && objects == 28);
+    assert_true(f1[FIRST] >= 0.8 && f1[SECOND] >= 0.73);
+    assert_true(f1[FREE] <= 0.25);
 }
 
 int main(void) {
