@@ -197,10 +197,9 @@ static lw_status lower_product(lw_plan *plan, const lw_op *op, const lw_tactic *
                              rest.act == LW_ACT_GEGLU ? final.c * 2 : final.c);
         c[k].combine = (lw_combine_args){.in = p->out, .epi = rest, .out = final};
     }
-    if (!t->supports(plan->backend, plan->program->params, &mine))
-        return lw_fail(err, LW_EINTERNAL, "op %s: tactic %s takes it whole but not without what it does not take",
-                       op->name, t->name);
-    LW_TRY(add_step(plan, &mine, t, err));
+    /* A tactic may exist for the very thing that is now apart (a norm in its linear): what is left is then another's. */
+    if (t->supports(plan->backend, plan->program->params, &mine)) LW_TRY(add_step(plan, &mine, t, err));
+    else LW_TRY(lower(plan, &mine, err));
     return split ? lower(plan, &combine, err) : LW_OK;
 }
 
