@@ -4,10 +4,11 @@
  *
  * A tensor's map has the head as an axis of its own, so that a box of 64 channels ends with the head: zeros come where
  * the next head would, 40 is 48 for q k^T and 40 for p v, and nothing is padded in memory. Q, K and V lie in chunks of
- * 64 channels, [rows][64] each. The weights of a tile stay in registers, and the scores of the next are multiplied
- * right behind its p v. Groups are not in step, so that one multiplies while another takes exponentials: those bound it
- * at 1536 keys of 40 channels, the time of a launch at less. 96 keys a tile: of 77 few are wasted, of 96, 384 and 1536
- * none, and scores, weights and sums of three groups fit the 128 registers that each thread of 13 warps can have. */
+ * 64 channels, [rows][64] each. The weights of a tile stay in registers; its p v is multiplied right behind the scores
+ * of the next, and while the exponentials of those are taken, which bound the kernel at 1536 keys of 40 channels (the
+ * time of a launch does at less). Groups ask the matrix unit in turn: left alone they fall into step, and it rests
+ * while all take exponentials. 96 keys a tile: of 77 few are wasted, of 96, 384 and 1536 none, and scores, weights and
+ * sums of three groups fit the 128 registers that each thread of 13 warps can have. */
 #include "cuda/hopper.cuh"
 
 namespace {
@@ -70,9 +71,8 @@ template <typename S, int D> CU_DEVICE void begin_scores(float (&s)[S::KEYS / 2]
     sums_commit();
 }
 
-/* Scores of one thread's two rows to weights; what was summed under the old maximum is scaled. */
-template <int N, int O>
-CU_DEVICE void weigh(float (&s)[N], float (&out)[O], float (&top)[2], float (&sum)[2], float factor) {
+/* Scores of one thread's two rows to weights. old: what was summed under the old maxima is to be scaled by. */
+template <int N> CU_DEVICE void weigh(float (&s)[N], float (&old)[2], float (&top)[2], float (&sum)[2], float factor) {
     float highest[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -87,7 +87,8 @@ CU_DEVICE void weigh(float (&s)[N], float (&out)[O], float (&top)[2], float (&su
             highest[half] = fmaxf(highest[half], __shfl_xor_sync(CU_ALL_LANES, highest[half], distance));
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const float old = exp2_fast((top[half] - highest[half]) * factor), offset = highest[half] * factor;
+        const float offset = highest[half] * factor;
+        old[half] = exp2_fast((top[half] - highest[half]) * factor);
         top[half] = highest[half];
         float all = 0;
 #pragma unroll
@@ -96,10 +97,18 @@ CU_DEVICE void weigh(float (&s)[N], float (&out)[O], float (&top)[2], float (&su
             s[i + 1] = exp2_fast(s[i + 1] * factor - offset);
             all += s[i] + s[i + 1];
         }
-        sum[half] = sum[half] * old + all;
-#pragma unroll
-        for (int i = 2 * half; i < O; i += 4) out[i] *= old, out[i + 1] *= old;
+        sum[half] = sum[half] * old[half] + all;
     }
+}
+
+/* Groups ask the matrix unit one after the other, round and round: mine has its turn when the one before has passed it
+ * on. Barriers of hardware, behind those of store_rows. more: there is another round. */
+template <int GROUPS> CU_DEVICE void take_turn(int group) {
+    if (GROUPS > 1) asm volatile("bar.sync %0, 256;\n" ::"r"(1 + GROUPS + group) : "memory");
+}
+template <int GROUPS> CU_DEVICE void pass_turn(int group, bool more) {
+    if (GROUPS > 1 && (more || group + 1 < GROUPS))
+        asm volatile("bar.arrive %0, 256;\n" ::"r"(1 + GROUPS + (group + 1) % GROUPS) : "memory");
 }
 
 /* The warp that copies; all its lanes go along, so that what they know is uniform, and one acts. */
@@ -196,39 +205,59 @@ __global__ void __launch_bounds__(shape<D, GROUPS>::ALLOCATED, 1)
     for (int v = 0; v < D / 2; v++) out[v] = 0;
     const uint64_t q_at = cu_operand(q + group * 64 * CU_CHUNK_BYTES), k_at = cu_operand(q + S::Q_BYTES),
                    v_at = cu_values_operand(q + S::Q_BYTES + S::TILE, S::CHUNK);
+    if (group == GROUPS - 1) pass_turn<GROUPS>(group, true); /* the first has the first turn */
     barrier_wait(q_full, 0);
     barrier_wait(k_full, 0);
+    take_turn<GROUPS>(group);
     begin_scores<S, D>(s, q_at, k_at);
-    for (int i = 0, at = 0, parity = 0; i < n_tiles; i++) {
+    pass_turn<GROUPS>(group, n_tiles > 1);
+    sums_wait<0>();
+    sums_pin(s);
+    uint32_t p[S::KEYS / 16][4];
+    int at = 0, parity = 0; /* of the tile's stage */
+    /* Scores to weights, then the p v of the tile before is waited for, which ran meanwhile. */
+    auto weights = [&](bool first) {
+        float old[2];
+        weigh(s, old, top, sum, a.factor);
         sums_wait<0>();
-        sums_pin(s);
-        if ((i + 1) * S::KEYS > a.keys)
+        sums_pin(out);
+        if (!first && lane == 0) barrier_arrive(empty + (at ? at - 1 : S::STAGES - 1) * 8);
 #pragma unroll
-            for (int j = 0; j < S::KEYS / 2; j++)
-                if (i * S::KEYS + cu_sum_column(lane, j) >= a.keys) s[j] = -INFINITY;
-        weigh(s, out, top, sum, a.factor);
-        uint32_t p[S::KEYS / 16][4];
+        for (int v = 0; v < D / 2; v++) out[v] *= old[v / 2 % 2];
 #pragma unroll
         for (int j = 0; j < S::KEYS / 16; j++)
 #pragma unroll
             for (int x = 0; x < 4; x++) p[j][x] = pack(s[8 * j + 2 * x], s[8 * j + 2 * x + 1]);
-        const uint64_t v = further(v_at, at * 2 * S::TILE);
         barrier_wait(v_full + at * 8, parity);
+    };
+    auto begin_values = [&](int stage) {
+        const uint64_t v = further(v_at, stage * 2 * S::TILE);
         sums_pin(out);
         sums_begin();
 #pragma unroll
         for (int j = 0; j < S::KEYS / 16; j++) value_multiplier<D>::add(out, p[j], further(v, j * 16 * CU_CHUNK_BYTES));
         sums_commit();
-        const uint32_t used = empty + at * 8;
+    };
+    for (int i = 0; i + 1 < n_tiles; i++) {
+        weights(i == 0);
+        const int stage = at;
         if (++at == S::STAGES) at = 0, parity ^= 1;
-        if (i + 1 < n_tiles) { /* the next scores come right behind, where the last ones were */
-            barrier_wait(k_full + at * 8, parity);
-            begin_scores<S, D>(s, q_at, further(k_at, at * 2 * S::TILE));
-            sums_wait<1>();
-        } else sums_wait<0>();
-        sums_pin(out);
-        if (lane == 0) barrier_arrive(used);
+        barrier_wait(k_full + at * 8, parity);
+        take_turn<GROUPS>(group);
+        begin_scores<S, D>(s, q_at, further(k_at, at * 2 * S::TILE)); /* where the last ones were */
+        begin_values(stage);
+        pass_turn<GROUPS>(group, i + 2 < n_tiles);
+        sums_wait<1>();
+        sums_pin(s);
     }
+    if (n_tiles * S::KEYS > a.keys)
+#pragma unroll
+        for (int j = 0; j < S::KEYS / 2; j++)
+            if ((n_tiles - 1) * S::KEYS + cu_sum_column(lane, j) >= a.keys) s[j] = -INFINITY;
+    weights(n_tiles == 1);
+    begin_values(at);
+    sums_wait<0>();
+    sums_pin(out);
     store_rows<S, D>(a, out, sum, shared_bytes + (q - unaligned), group, head, n, g);
 #endif
 }
@@ -255,7 +284,8 @@ cudaError_t launch(cu_order order, const cu_attention_args *of, int members, voi
     for (int i = 0; i < members; i++) {
         attention_args &m = args.of[i];
         if (!encode_heads(make, &m.q, of[i].q, a.heads, S::QUERIES) ||
-            !encode_heads(make, &m.k, of[i].k, a.heads, S::KEYS) || !encode_heads(make, &m.v, of[i].v, a.heads, S::KEYS))
+            !encode_heads(make, &m.k, of[i].k, a.heads, S::KEYS) ||
+            !encode_heads(make, &m.v, of[i].v, a.heads, S::KEYS))
             return cudaErrorInvalidValue;
         m.out = of[i].out;
         m.queries = a.q.w;
@@ -268,8 +298,8 @@ cudaError_t launch(cu_order order, const cu_attention_args *of, int members, voi
     /* no more memory than there are tiles: another block, of the next launch too, may have the rest */
     const int tiles = cu_ceil_div(a.k.w, S::KEYS),
               bytes = S::BYTES - (tiles < S::STAGES ? S::STAGES - tiles : 0) * 2 * S::TILE;
-    return start(order, kernel, dim3(cu_ceil_div(a.q.w, S::QUERIES), a.heads, members * a.out.g * a.out.n),
-                 S::THREADS, bytes, args);
+    return start(order, kernel, dim3(cu_ceil_div(a.q.w, S::QUERIES), a.heads, members * a.out.g * a.out.n), S::THREADS,
+                 bytes, args);
 }
 
 } // namespace
