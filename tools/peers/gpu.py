@@ -239,14 +239,19 @@ def main():
         parser.error(f'there is no system {unknown[0]}')
     print(f'# {machine(args.small)}; {args.size}, {args.images} image{"s" * (args.images > 1)}, {args.steps} steps')
     results = []
+
+    def add(name, result):  # told at once: a run that is cut short has told something
+        print(f'{name}: {result}', file=sys.stderr, flush=True)
+        results.append((name, result))
+
     if 'linework' in names:
-        results.append(('linework, heuristic', run_linework(args, False)))
-        results.append(('linework, tuned', run_linework(args, True)))
+        add('linework, heuristic', run_linework(args, False))
+        add('linework, tuned', run_linework(args, True))
     for name in names:
         if name != 'linework':
-            results.append((f'PyTorch {name}', run_peer(args, name)))
+            add(f'PyTorch {name}', run_peer(args, name))
     if 'linework' in names and len(names) > 1:
-        results.append(('linework, heuristic, again', run_linework(args, False)))
+        add('linework, heuristic, again', run_linework(args, False))
     ours = min((r['ms'] for n, r in results if n.startswith('linework') and 'ms' in r), default=None)
     print(f'{"":28} {"ms/image":>9} {"x ours":>7} {"steps":>8} {"decode":>8} {"GiB":>6} {"first s":>8}')
     for name, r in results:
