@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: MIT
  * The Hopper product kernels by themselves, without the library around them.
- *   check [TILE]   each tile on small awkward shapes against a plain kernel, every split, with and without overlap, twice
- *                  for the same bits; stops at a launch that fails, and the exit status says so
- *   time [TEXT]    each tile and split on SD1.5's shapes (or those whose name contains TEXT), in a graph of as many
- *                  launches as make their weights cold; a table as docs/perf/products-h100.tsv, then the best of each
- *                  shape
- *   fill           one wave of tiles with 1 to 64 steps of the sum: what a launch costs before and after its work
- *   phases [TEXT]  where a block's time goes, of the tiles that the model likes best for a shape (phases.cuh)
- * A program of its own so that a kernel that breaks the device breaks nothing else. */
+ *   check [TILE]   each tile on small awkward shapes against a plain kernel, every split, with and without overlap,
+ * twice for the same bits; stops at a launch that fails, and the exit status says so time [TEXT]    each tile and
+ * split, then its pairs, on SD1.5's shapes (or those whose name contains TEXT), in a graph of as many launches as make
+ * their weights cold; a table as docs/perf/products-h100.tsv, then the best of each shape fill           one wave of
+ * tiles with 1 to 64 steps of the sum: what a launch costs before and after its work phases [TEXT]  where a block's
+ * time goes, of the tiles that the model likes best for a shape (phases.cuh) A program of its own so that a kernel that
+ * breaks the device breaks nothing else. */
 #include "gpu/gpu.cuh"
 
 #include <string>
@@ -31,7 +30,7 @@ struct tile_size {
     int rows, columns;
 };
 const tile_size tiles[CU_N_WGMMA_TILES] = {
-#define X(index, groups, height, columns, blocks) {(groups) * (height) * 64, columns},
+#define X(index, groups, height, columns, blocks) {(groups) * (height)*64, columns},
     CU_WGMMA_TILES(X)
 #undef X
 };
@@ -120,7 +119,8 @@ job make_job(const shape &s, int extras, int copies, uint32_t seed = 0) {
     j.out_values = static_cast<size_t>(s.n) * oh * ow * s.o;
     __half *in = new_halfs(in_values, 1.0f, 1 + seed), *saved = new_halfs(in_values, 1.0f, 1 + seed),
            *weights = new_halfs(j.weight_values * copies, 1.7f / sqrtf(static_cast<float>(s.k * s.k * s.c)), 2 + seed),
-           *out = new_halfs(j.out_values, 1.0f, 3 + seed), *addend = new_halfs(static_cast<size_t>(s.n) * rows, 1.0f, 4 + seed),
+           *out = new_halfs(j.out_values, 1.0f, 3 + seed),
+           *addend = new_halfs(static_cast<size_t>(s.n) * rows, 1.0f, 4 + seed),
            *residual = new_halfs(j.out_values, 1.0f, 5 + seed);
     j.saved = saved;
     j.owned = {in, saved, weights, out, addend, residual};
@@ -185,11 +185,12 @@ std::vector<float> plain_values(const job &j) {
 }
 
 struct variant {
-    int tile, splits, overlap, members;
+    int tile, splits, pairs, overlap, members;
 };
 
 /* One output against the plain kernel's. */
-bool equals(const shape &s, const variant &v, int member, const std::vector<__half> &got, const std::vector<float> &want) {
+bool equals(const shape &s, const variant &v, int member, const std::vector<__half> &got,
+            const std::vector<float> &want) {
     double error = 0, norm = 0;
     size_t bad = 0, first = 0;
     for (size_t i = 0; i < want.size(); i++) {
@@ -199,10 +200,11 @@ bool equals(const shape &s, const variant &v, int member, const std::vector<__ha
     }
     const double relative = std::sqrt(error / norm);
     if (!bad && relative < 1e-3) return true;
-    std::printf("FAIL %-14s tile %-9s splits %d overlap %d member %d of %d: relative %.2e, %zu of %zu wrong, first (pixel "
+    std::printf("FAIL %-14s tile %-9s splits %d pairs %d overlap %d member %d of %d: relative %.2e, %zu of %zu wrong, "
+                "first (pixel "
                 "%zu, channel %zu): %g not %g\n",
-                s.name, tile_names[v.tile], v.splits, v.overlap, member + 1, v.members, relative, bad, want.size(),
-                first / s.o, first % s.o, static_cast<double>(__half2float(got[first])),
+                s.name, tile_names[v.tile], v.splits, v.pairs, v.overlap, member + 1, v.members, relative, bad,
+                want.size(), first / s.o, first % s.o, static_cast<double>(__half2float(got[first])),
                 static_cast<double>(want[first]));
     return false;
 }
@@ -219,7 +221,7 @@ bool check_one(const shape &s, std::vector<job> &jobs, const std::vector<std::ve
         for (int m = 0; m < v.members; m++) {
             job &j = jobs[m];
             args[m] = j.a;
-            args[m].tile = v.tile, args[m].splits = v.splits;
+            args[m].tile = v.tile, args[m].splits = v.splits, args[m].pairs = v.pairs;
             MUST(cudaMemsetAsync(j.a.out.p, 0xff, j.out_values * 2, stream));
             if (v.overlap) MUST(cudaMemsetAsync(j.a.in.p, 0xff, j.in_values * 2, stream));
         }
@@ -228,8 +230,8 @@ bool check_one(const shape &s, std::vector<job> &jobs, const std::vector<std::ve
         MUST(cudaGetLastError());
         const cudaError_t e = cu_wgmma(cu_order{stream, v.overlap}, args, v.members, encode);
         if (e != cudaSuccess) {
-            std::printf("FAIL %-14s tile %-9s splits %d overlap %d members %d: launch: %s\n", s.name, tile_names[v.tile],
-                        v.splits, v.overlap, v.members, cudaGetErrorString(e));
+            std::printf("FAIL %-14s tile %-9s splits %d pairs %d overlap %d members %d: launch: %s\n", s.name,
+                        tile_names[v.tile], v.splits, v.pairs, v.overlap, v.members, cudaGetErrorString(e));
             cudaGetLastError();
             return false;
         }
@@ -243,8 +245,8 @@ bool check_one(const shape &s, std::vector<job> &jobs, const std::vector<std::ve
     for (int m = 0; m < v.members; m++) {
         fine &= equals(s, v, m, got[0][m], want[m]);
         if (std::memcmp(got[0][m].data(), got[1][m].data(), got[0][m].size() * 2)) {
-            std::printf("FAIL %-14s tile %-9s splits %d overlap %d: other bits the second time\n", s.name,
-                        tile_names[v.tile], v.splits, v.overlap);
+            std::printf("FAIL %-14s tile %-9s splits %d pairs %d overlap %d: other bits the second time\n", s.name,
+                        tile_names[v.tile], v.splits, v.pairs, v.overlap);
             fine = false;
         }
     }
@@ -259,10 +261,14 @@ int check(void *encode, int only) {
             const int before = failed, extras = static_cast<int>(&s - awkward) * 7 % 32;
             std::vector<job> jobs = {make_job(s, extras, 1), make_job(s, extras, 1, 100)};
             const std::vector<std::vector<float>> want = {plain_values(jobs[0]), plain_values(jobs[1])};
+            cu_tiling t;
+            cu_wgmma_tiling(&t, &jobs[0].a, tiles[tile].rows);
             for (int splits = 1; splits <= CU_WGMMA_MAX_SPLITS; splits *= 2)
-                for (int overlap = 0; overlap < 2; overlap++)
-                    for (int members = 1; members <= 2; members++)
-                        check_one(s, jobs, want, encode, {tile, splits, overlap, members}) ? passed++ : failed++;
+                for (int pairs = 0; pairs <= cu_can_pair(&t, splits); pairs++)
+                    for (int overlap = 0; overlap < 2; overlap++)
+                        for (int members = 1; members <= 2; members++)
+                            check_one(s, jobs, want, encode, {tile, splits, pairs, overlap, members}) ? passed++
+                                                                                                      : failed++;
             for (job &j : jobs) drop_job(j);
             std::printf("%s %-14s tile %s, epilogue %d\n", failed == before ? "pass" : "FAIL", s.name, tile_names[tile],
                         extras);
@@ -333,11 +339,11 @@ int count_copies(const shape &s) {
     return std::min(copies, 48);
 }
 
-double time_wgmma(const job &j, int copies, void *encode, int tile, int splits, int overlap) {
+double time_wgmma(const job &j, int copies, void *encode, int tile, int splits, int pairs, int overlap) {
     return graph_us([&](cudaStream_t stream) {
                for (int i = 0; i < copies; i++) {
                    cu_product_args a = j.a;
-                   a.tile = tile, a.splits = splits;
+                   a.tile = tile, a.splits = splits, a.pairs = pairs;
                    a.weights = static_cast<const __half *>(j.a.weights) + i * j.weight_values;
                    MUST(cu_wgmma(cu_order{stream, overlap}, &a, 1, encode));
                }
@@ -366,8 +372,8 @@ void time_shape(const shape &s, void *encode, std::vector<std::string> &summary)
     const int copies = count_copies(s);
     job j = make_job(s, 1 | 4, copies);
     best plain, overlapped, old;
-    std::printf("shape\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\n", s.name, s.n, s.h, s.w, s.c, s.o, s.k, s.stride, s.pad,
-                s.geglu);
+    std::printf("shape\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\n", s.name, s.n, s.h, s.w, s.c, s.o, s.k, s.stride,
+                s.pad, s.geglu);
     cu_tiling t;
     for (int tile = 0; tile < CU_N_WGMMA_TILES; tile++)
         for (int splits = 1; splits <= CU_WGMMA_MAX_SPLITS; splits *= 2) {
@@ -376,14 +382,15 @@ void time_shape(const shape &s, void *encode, std::vector<std::string> &summary)
             const int blocks = t.tiles * cu_ceil_div(s.o, wide) * splits;
             if (splits > 1 && (t.steps < 2 * splits || blocks > 400)) continue;
             std::printf("%s\t%d", tile_names[tile], splits);
-            for (int overlap = 0; overlap < 2; overlap++) {
-                char how[64];
-                const double us = time_wgmma(j, copies, encode, tile, splits, overlap);
-                std::snprintf(how, sizeof how, "%s/%d (%d)", tile_names[tile], splits, blocks);
-                std::printf("\t%.2f", us);
-                best &b = overlap ? overlapped : plain;
-                if (us < b.us) b.us = us, b.how = how;
-            }
+            for (int pairs = 0; pairs <= cu_can_pair(&t, splits); pairs++)
+                for (int overlap = 0; overlap < 2; overlap++) {
+                    char how[64];
+                    const double us = time_wgmma(j, copies, encode, tile, splits, pairs, overlap);
+                    std::snprintf(how, sizeof how, "%s/%d%s (%d)", tile_names[tile], splits, pairs ? "p" : "", blocks);
+                    std::printf("\t%.2f", us);
+                    best &b = overlap ? overlapped : plain;
+                    if (us < b.us) b.us = us, b.how = how;
+                }
             std::printf("\n");
         }
     float *partials = nullptr;
@@ -427,10 +434,11 @@ int fill(void *encode) {
         for (int overlap = 0; overlap < 2; overlap++) {
             std::printf("%-9s%s", tile_names[tile], overlap ? "+pdl" : "    ");
             for (int steps = 1; steps <= 64; steps *= 2) {
-                const shape s = {"fill", 1, 1, tiles[tile].rows * n_sm, 64 * steps, tiles[tile].columns, 1, 1, 0, false};
+                const shape s = {"fill", 1, 1,    tiles[tile].rows * n_sm, 64 * steps, tiles[tile].columns, 1,
+                                 1,      0, false};
                 job j = make_job(s, 1, 1);
                 j.weight_values = 0; /* the same weights each time */
-                std::printf(" %4d: %6.2f", steps, time_wgmma(j, 40, encode, tile, 1, overlap));
+                std::printf(" %4d: %6.2f", steps, time_wgmma(j, 40, encode, tile, 1, 0, overlap));
                 drop_job(j);
             }
             std::printf("\n");
@@ -442,8 +450,8 @@ int fill(void *encode) {
 /* ---- phases */
 
 /* One of each kind; any other by its name. */
-const char *const phase_shapes[] = {"c3 4x6 1280", "c3 8x12 1280", "c3 16x24 640", "c3 32x48 320", "lin 192 1280",
-                                    "lin 192 5120", "geglu 192", "lin 768 640", "lin 768 2560", "geglu 768",
+const char *const phase_shapes[] = {"c3 4x6 1280",  "c3 8x12 1280",  "c3 16x24 640", "c3 32x48 320", "lin 192 1280",
+                                    "lin 192 5120", "geglu 192",     "lin 768 640",  "lin 768 2560", "geglu 768",
                                     "lin 3072 320", "lin 3072 1280", "vae 32x48 512"};
 
 double median(std::vector<double> v) {
@@ -460,7 +468,7 @@ void print_phases(const shape &s, const job &j, int copies, void *encode, const 
                           [&](cudaStream_t stream) {
                               for (int i = 0; i < copies; i++) {
                                   cu_product_args a = j.a;
-                                  a.tile = c.tile, a.splits = c.splits;
+                                  a.tile = c.tile, a.splits = c.splits, a.pairs = c.pairs;
                                   a.weights = static_cast<const __half *>(j.a.weights) + i * j.weight_values;
                                   MUST(phases_wgmma(cu_order{stream, overlap}, &a, 1, encode));
                               }
@@ -476,8 +484,8 @@ void print_phases(const shape &s, const job &j, int copies, void *encode, const 
         cycles += static_cast<double>(b.at[PHASE_FINISHED] - b.at[PHASE_BEGIN]);
         ns += static_cast<double>(b.ended - b.began);
     }
-    std::printf("%-18s %-9s/%d %c %5zu %8.2f %6llu %6llu", s.name, tile_names[c.tile], c.splits, overlap ? '+' : ' ',
-                blocks.size(), us, last - first, end - first);
+    std::printf("%-18s %-9s/%d%c %c %5zu %8.2f %6llu %6llu", s.name, tile_names[c.tile], c.splits, c.pairs ? 'p' : ' ',
+                overlap ? '+' : ' ', blocks.size(), us, last - first, end - first);
     for (int p = PHASE_BEGIN + 1; p < N_PHASES; p++) {
         std::vector<double> at;
         for (const block_phases &b : blocks)
@@ -493,7 +501,7 @@ void phases_of(const shape &s, void *encode) {
     const int copies = std::min(count_copies(s), 12);
     job j = make_job(s, 1 | 4, copies);
     std::vector<cu_choice> choices;
-    for (int tile = 0; tile < CU_N_WGMMA_TILES; tile++) choices.push_back(cu_wgmma_splits(&cu_h100, &j.a, 1, tile));
+    for (int tile = 0; tile < CU_N_WGMMA_TILES; tile++) choices.push_back(cu_wgmma_splits(&cu_h200, &j.a, 1, tile));
     std::sort(choices.begin(), choices.end(), [](const cu_choice &a, const cu_choice &b) { return a.us < b.us; });
     for (int i = 0; i < 3; i++)
         for (int overlap = 0; overlap < 2; overlap++) print_phases(s, j, copies, encode, choices[i], overlap);
@@ -504,7 +512,7 @@ int phases(void *encode, const char *only) {
     std::printf("# us: of a launch in a chain with cold weights (+: launches overlap). Then ns: ramp: from the first "
                 "block's begin to the last's; all: to the last's end; phases: medians over the blocks, from each one's "
                 "begin; - where no block comes by\n");
-    std::printf("%-18s %-11s %c %5s %8s %6s %6s", "# shape", "tile/splits", ' ', "blocks", "us", "ramp", "all");
+    std::printf("%-18s %-12s %c %5s %8s %6s %6s", "# shape", "tile/splits", ' ', "blocks", "us", "ramp", "all");
 #define X(name, text)                                                                                                  \
     if (PHASE_##name != PHASE_BEGIN) std::printf(" %10s", text);
     PHASES(X)

@@ -33,17 +33,21 @@ CU_DEVICE void launches_meet() {
 /* ---- clusters. All threads of all blocks; what they wrote to their shared memory before is there for the others after.
  * A plain release would order writes to all of memory: some hundred ns for the device to confirm what nobody waits for. */
 #if __CUDA_ARCH__ >= 900
+/* The halves of a meeting that orders nothing but what a fence of its own does. */
+CU_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;\n" ::: "memory"); }
+CU_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;\n" ::: "memory"); }
 CU_DEVICE void cluster_meet() {
 #if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208
     asm volatile("fence.release.sync_restrict::shared::cta.cluster;\nbarrier.cluster.arrive.relaxed;\n" ::: "memory");
 #else
     asm volatile("barrier.cluster.arrive.release;\n" ::: "memory");
 #endif
-    asm volatile("barrier.cluster.wait.acquire;\n" ::: "memory");
+    cluster_wait();
 }
 /* Before a block ends whose shared memory others read: they have. */
 CU_DEVICE void cluster_leave() {
-    asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;\n" ::: "memory");
+    cluster_arrive();
+    cluster_wait();
 }
 #endif
 

@@ -325,7 +325,7 @@ static lw_status open_device(cu_backend *b, lw_error *err) {
     b->minor = p.minor;
     b->n_sm = p.multiProcessorCount;
     b->overlap &= p.major >= 9;
-    b->model = cu_h100;
+    b->model = cu_h200;
     b->model.n_sm = p.multiProcessorCount;
     int khz = 0; /* not in the properties since CUDA 13; two transfers a clock */
     CU_TRY(&b->base, err, cudaDeviceGetAttribute(&khz, cudaDevAttrMemoryClockRate, b->index));
@@ -369,6 +369,7 @@ void cu_list_tactics(cu_backend *b, const char *without) {
     b->base.tactics = b->tactics;
     b->base.n_tactics = 0;
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) add_tactics(b, lists[i], without);
+    b->pairs = !has_part("pairs", without); /* no tactic: a way that some run */
 }
 
 lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error *err) {

@@ -37,6 +37,7 @@ typedef struct cu_backend {
     cu_dnn_functions dn;
     void *encode;          /* the driver's cuTensorMapEncodeTiled, NULL where it has none */
     bool overlap;          /* our products begin while the launch before ends */
+    bool pairs;            /* tiles of Hopper products may share weights */
     cublasLtHandle_t blas; /* NULL until cu_need_blas */
     cudnnHandle_t dnn;     /* NULL until cu_need_dnn */
     cu_stage stages[CU_STAGES];

@@ -18,6 +18,13 @@ CU_DEVICE void barrier_init(uint32_t bar, uint32_t count) {
 CU_DEVICE void barrier_arrive(uint32_t bar) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(bar) : "memory");
 }
+/* The barrier at that place in another block of the cluster. */
+CU_DEVICE void barrier_arrive_at(uint32_t bar, uint32_t block) {
+    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(bar),
+                 "r"(block)
+                 : "memory");
+}
 CU_DEVICE void barrier_expect(uint32_t bar, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(bar), "r"(bytes) : "memory");
 }
@@ -67,6 +74,15 @@ CU_DEVICE void copy_weights(uint32_t to, const CUtensorMap *map, uint32_t bar, i
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, "
                  "%5}], [%2];\n" ::"r"(to),
                  "l"(map), "r"(bar), "r"(c), "r"(tap), "r"(row)
+                 : "memory");
+}
+
+/* To the same place of each block of the cluster that has a bit in `blocks`, and with a word to its barrier there. */
+CU_DEVICE void copy_weights_to(uint32_t to, const CUtensorMap *map, uint32_t bar, int c, int tap, int row,
+                               uint16_t blocks) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+                 "[%1, {%3, %4, %5}], [%2], %6;\n" ::"r"(to),
+                 "l"(map), "r"(bar), "r"(c), "r"(tap), "r"(row), "h"(blocks)
                  : "memory");
 }
 

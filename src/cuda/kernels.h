@@ -146,6 +146,7 @@ typedef struct cu_product_args {
     int32_t tile;    /* CU_TILE_… */
     int32_t splits;  /* of the sum; over 1: */
     float *partials; /* [splits][rows][n_rows] sums, and a second launch that finishes them */
+    bool pairs;      /* wgmma.cu alone: two tiles of pixels share the copies of weights, where they can (cu_can_pair) */
 } cu_product_args;
 enum { CU_TILE_64, CU_TILE_128, CU_TILE_F32, CU_N_TILES };
 enum { CU_PRODUCT_STEP = 64 }; /* values of the sum in one pipeline step of the half kernels */
@@ -167,7 +168,7 @@ cudaError_t cu_product(cu_order order, const cu_product_args *args);
     X(9, 2, 2, 128, 1)
 enum { CU_N_WGMMA_TILES = 10, CU_WGMMA_MAX_SPLITS = 8 };
 
-/* args[0..n): products of the same sizes, in one launch; tile and splits of the first. encode_map: the driver's
+/* args[0..n): products of the same sizes, in one launch; tile, splits and pairs of the first. encode_map: the driver's
  * cuTensorMapEncodeTiled */
 cudaError_t cu_wgmma(cu_order order, const cu_product_args *args, int32_t n, void *encode_map);
 

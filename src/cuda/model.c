@@ -12,19 +12,20 @@ const cu_tile_size cu_wgmma_tiles[CU_N_WGMMA_TILES] = {
 #undef X
 };
 
-/* multiply is the device's: 2048 a cycle at 1.98 GHz; memory: 5120 bits at twice 2.619 GHz; launch: `linework-gpu-micro
- * gaps`. The others: `model_test --fit` on docs/perf/products-h100.tsv. */
-const cu_model cu_h100 = {.n_sm = 132,
-                          .memory = 3352,
+/* multiply is the device's: 2048 a cycle at 1.98 GHz; memory: the data sheet's; launch: `linework-gpu-micro gaps`. The
+ * others: `model_test --fit` on docs/perf/products-h200.tsv. */
+const cu_model cu_h200 = {.n_sm = 132,
+                          .memory = 4800,
                           .multiply = 4055,
-                          .copy = 112,
-                          .zero_row = 2.5,
-                          .latency = 970,
+                          .copy = 263,
+                          .zero_row = 2,
+                          .latency = 958,
                           .launch = 910,
-                          .ends = 3300,
-                          .finish = 13.8,
-                          .beside = 0.48,
-                          .useful = 0.85};
+                          .ends = 2150,
+                          .finish = 11.7,
+                          .across = 14.3,
+                          .beside = 0.98,
+                          .useful = 0.84};
 
 /* Clusters of 4 and 8 do not fill the device: its multiprocessors are in clusters of their own, of 16 or 18 less the
  * faulty ones. 120 of 132 could be used where this was measured. */
@@ -48,10 +49,18 @@ double cu_wgmma_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int32_
                  copy = steps * shared * (rows * CU_CHUNK_BYTES / m->copy + empty * m->zero_row),
                  wait = steps * m->latency / (stages(s) - 1),
                  read = (double)members * n_rows * t->steps * CU_CHUNK_BYTES / (m->memory * m->useful),
-                 finish = (1 + (shared - 1) * m->beside) * sums / 64 * m->finish;
+                 finish = (1 + (shared - 1) * m->beside) * sums / 64 * (m->finish + (splits - 1) * m->across) / splits;
     return (m->launch + waves * (m->ends + finish) +
             sqrt(multiply * multiply + copy * copy + wait * wait + read * read)) *
            1e-3;
+}
+
+/* Sharing begins with the ring's second round. Where measured, pairs took 0.87 to 1.04 of the time at 4 splits, as
+ * little of low tiles, which read more weights, at 2; elsewhere waiting for each other cost as much as was saved. */
+static bool pairs_pay(const cu_tiling *t, int32_t tile, int32_t splits) {
+    const cu_tile_size *s = &cu_wgmma_tiles[tile];
+    return cu_can_pair(t, splits) && (splits == 4 || (splits == 2 && s->rows == 64)) &&
+           t->steps / splits >= 2 * stages(s);
 }
 
 /* A part of two steps or more: of one alone the ring is for nothing. */
@@ -64,6 +73,7 @@ cu_choice cu_wgmma_splits(const cu_model *m, const cu_product_args *a, int32_t m
         const double us = cu_wgmma_us(m, &t, a->n_rows, members, tile, s);
         if (us < best.us) best.splits = s, best.us = us;
     }
+    best.pairs = pairs_pay(&t, tile, best.splits);
     return best;
 }
 

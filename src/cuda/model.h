@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * What a launch of the Hopper products (wgmma.cu) takes, by a plain model: it chooses tile and splits of a product that
- * nobody has timed. tests/unit/model_test.c holds it against the times of a device (docs/perf/products-h100.tsv). */
+ * nobody has timed. tests/unit/model_test.c holds it against the times of a device (docs/perf/products-h200.tsv). */
 #ifndef LW_CUDA_MODEL_H
 #define LW_CUDA_MODEL_H
 
@@ -25,21 +25,23 @@ typedef struct cu_model {
     double launch;   /* ns from one launch to the next, of which none does anything */
     double ends;     /* ns of a block before and after its steps */
     double finish;   /* ns of 64 sums: their way through shared memory, and the epilogue */
+    double across;   /* ns of 64 sums of another block of the cluster on their way to this one */
     double beside;   /* of a second block on a multiprocessor, the part of finish that the first does not cover */
     double useful;   /* of memory: what products reach */
 } cu_model;
-/* Of the H100 that the constants were fitted on; a device puts its own n_sm and memory in their place. */
-extern const cu_model cu_h100;
+/* Of the H200 that the constants were fitted on; a device puts its own n_sm and memory in their place. */
+extern const cu_model cu_h200;
 
 typedef struct cu_choice {
     int32_t tile, splits;
+    bool pairs;
     double us;
 } cu_choice;
 
 /* Of `members` products with tiling t by that tile and n_rows rows of weights each, in one launch. */
 double cu_wgmma_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int32_t members, int32_t tile,
                    int32_t splits);
-/* The best splits of a tile; of the args only the sizes count. */
+/* The best splits of a tile, and whether its tiles go in pairs; of the args only the sizes count. */
 cu_choice cu_wgmma_splits(const cu_model *m, const cu_product_args *a, int32_t members, int32_t tile);
 /* The best tile with its splits. */
 cu_choice cu_wgmma_choose(const cu_model *m, const cu_product_args *a, int32_t members);

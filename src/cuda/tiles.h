@@ -110,6 +110,9 @@ static inline bool cu_wgmma_tiling(cu_tiling *t, const cu_product_args *a, int32
     return flat;
 }
 
+/* Whether the tiles of pixels can go in pairs that share weights, in clusters of at most 8 blocks. */
+CU_BOTH bool cu_can_pair(const cu_tiling *t, int32_t splits) { return t->tiles % 2 == 0 && splits <= 4; }
+
 /* Steps that a shortcut adds to the sum. */
 CU_BOTH int32_t cu_shortcut_steps(const cu_product_args *a) {
     return cu_ceil_div(a->shortcut_a.c, CU_CHUNK) + cu_ceil_div(a->shortcut_b.c, CU_CHUNK);
@@ -145,7 +148,8 @@ typedef struct cu_step {
 CU_BOTH cu_step cu_step_at(const cu_tiling *t, cu_place origin, int32_t step) {
     int32_t c = step, kx = cu_divide_rest(&t->by_chunks, &c);
     const int32_t tap = kx, ky = cu_divide_rest(&t->by_kw, &kx);
-    cu_step s = {tap, kx, c * CU_CHUNK, origin.x * t->stride - t->pad_left + kx, origin.y * t->stride - t->pad_top + ky};
+    cu_step s = {tap, kx, c * CU_CHUNK, origin.x * t->stride - t->pad_left + kx,
+                 origin.y * t->stride - t->pad_top + ky};
     return s;
 }
 

@@ -7,6 +7,7 @@
 
 typedef struct wgmma_state {
     int32_t weights[CU_MAX_MEMBERS], bias[CU_MAX_MEMBERS], tile, splits;
+    bool pairs;
     bool normed; /* with a layer norm's: */
     int32_t sums[CU_MAX_MEMBERS];
     int32_t shortcut_weights[CU_MAX_MEMBERS], shortcut_bias[CU_MAX_MEMBERS]; /* -1: none */
@@ -65,6 +66,7 @@ static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op
     const cu_choice c = choose(cu_of(backend), params, op, tile);
     s->tile = c.tile;
     s->splits = c.splits;
+    s->pairs = c.pairs && cu_of(backend)->pairs;
     s->normed = normed;
     for (int32_t i = 0; i < op->n_member; i++) {
         const lw_product_args *p = &op->m[i].product;
@@ -84,6 +86,7 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
         a[i] = cu_product_at(params, p, r, s->weights[i], s->bias[i]);
         a[i].tile = s->tile;
         a[i].splits = s->splits;
+        a[i].pairs = s->pairs;
         if (s->normed) {
             a[i].folded = lw_pack_data(params, s->sums[i]);
             a[i].eps = p->in.norm.eps;

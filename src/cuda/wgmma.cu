@@ -1,24 +1,28 @@
 /* SPDX-License-Identifier: MIT
- * Products on Hopper (sm_90a): what product.cu computes, with the two things that chip has for it. The copy engine (TMA)
- * brings boxes of input and weights into shared memory by itself, zeros for padding included; the matrix unit (wgmma)
- * multiplies straight from there. tiles.h has all of the index arithmetic.
+ * Products on Hopper (sm_90a): what product.cu computes, with the two things that chip has for it. The copy engine
+ * (TMA) brings boxes of input and weights into shared memory by itself, zeros for padding included; the matrix unit
+ * (wgmma) multiplies straight from there. tiles.h has all of the index arithmetic.
  *
  * A block is one tile of output: one warp that only starts copies, and 1 to 3 groups of four warps that multiply. They
  * meet at a ring of stages, each with a barrier "full" (its bytes have come) and "empty" (its sums are done). A step of
  * the sum is 64 channels of one tap: A [pixels][64], B [output channels][64], both with the 128-byte swizzle.
  *
  * Where there are too few tiles for the device (levels 2 and 3: 48 to 192 pixels, where reading the weights is all the
- * work), a cluster of 2 to 8 blocks splits the sum of one tile. Each leaves its part in its own shared memory; then each
- * adds up a share of the rows over all of them, in order, so that the bits are always the same, and finishes it.
+ * work), a cluster of 2 to 8 blocks splits the sum of one tile. Each leaves its part in its own shared memory; then
+ * each adds up a share of the rows over all of them, in order, so that the bits are always the same, and finishes it.
+ *
+ * Where the sum is long, two tiles of pixels below each other are a pair in one cluster and share their weights: each
+ * block copies one half of them into both. What the level-2 cache has to deliver is what large products wait for.
+ * The first round of the ring is copied by each block for itself, before the other may have begun.
  *
  * Weights do not depend on the kernel before: where the launch is programmatic, the ring is filled with them while that
  * kernel still runs, and only then is it waited for.
  *
  * A residual block's shortcut is further steps of the sum: of other inputs, by other weights, into the same registers.
  *
- * A layer norm before a linear costs no launch: with W' = W gamma (by columns), W (norm(x)) is (W' x - mean W' 1) / deviation +
- * W beta. The groups that multiply sum each row and its squares out of the stages as they come, about the row's first
- * value, and each block merges the parts of its cluster in order. */
+ * A layer norm before a linear costs no launch: with W' = W gamma (by columns), W (norm(x)) is (W' x - mean W' 1) /
+ * deviation + W beta. The groups that multiply sum each row and its squares out of the stages as they come, about the
+ * row's first value, and each block merges the parts of its cluster in order. */
 #include "cuda/gelu.h"
 #include "cuda/hopper.cuh"
 
@@ -41,12 +45,13 @@ struct member {
 /* Members have the same sizes; each block works for one. */
 struct launch_args {
     cu_tiling t;
-    int32_t splits_bits; /* 2^splits_bits blocks of a cluster */
-    int32_t steps;       /* t.steps, and those of the shortcut: */
+    int32_t splits_bits;                 /* 2^splits_bits blocks have a part of the sum each */
+    int32_t pair;                        /* 1: tiles of pixels y and y ^ 1 share weights; else 0 */
+    int32_t steps;                       /* t.steps, and those of the shortcut: */
     int32_t shortcut_chunks, shortcut_c; /* of its first input */
-    int32_t gates;       /* GEGLU: out.c, else 0 */
-    int32_t input_bytes; /* of a step */
-    int32_t channels;    /* of the input; read where the rows are normed, as: */
+    int32_t gates;                       /* GEGLU: out.c, else 0 */
+    int32_t input_bytes;                 /* of a step */
+    int32_t channels;                    /* of the input; read where the rows are normed, as: */
     float eps;
     cu_divider by_picture, by_w, by_n; /* of the output: pixels, pixels of a row, n */
     member of[CU_MAX_MEMBERS];
@@ -57,11 +62,11 @@ template <int GROUPS, int HEIGHT, int BN, int BLOCKS> struct ring {
     static const int THREADS = GROUPS * 128 + 32;
     static const int ALLOCATED = GROUPS * 128 + 128; /* registers are given to four warps at a time */
     static const int A_BYTES = BM * CU_CHUNK_BYTES, B_BYTES = BN * CU_CHUNK_BYTES, STAGE = A_BYTES + B_BYTES;
-    /* floats of a row of sums: rows of a warp's accesses fall into different banks. Behind the sums of a normed row: this
-     * block's mean and squares, then the row's mean and 1 / deviation. */
+    /* floats of a row of sums: rows of a warp's accesses fall into different banks. Behind the sums of a normed row:
+     * this block's mean and squares, then the row's mean and 1 / deviation. */
     static const int ROW = BN + 8;
     static const int SUMS = BM * ROW * 4;
-    static const int ROWS = BM * 16; /* the table of pixels */
+    static const int ROWS = BM * 16;                                  /* the table of pixels */
     static const int LIMIT = 228 * 1024 / BLOCKS - 1024 - ROWS - 128; /* 1 KB is the system's, 128 are barriers */
     static const int FIT = (LIMIT - 1024) / STAGE;
     static const int STAGES = FIT < 8 ? FIT : 8;
@@ -72,31 +77,58 @@ template <int GROUPS, int HEIGHT, int BN, int BLOCKS> struct ring {
     static_assert(A_BYTES % 1024 == 0 && BN / 2 * CU_CHUNK_BYTES % 1024 == 0, "operands begin at the swizzle's period");
 };
 
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+/* Read in place of vectors that there are not: no branch, so that several reads are under way at once. (Reads under a
+ * predicate of inline PTX came out with another's predicate in one kernel of CUDA 13.0.) */
+__device__ const float no_columns[8] = {};
+#endif
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 /* ---- clusters */
 
-/* 8 sums at `from`, of this block or added up over the SPLITS of its cluster in order; all reads of a half at once. Of
- * eight lanes that read beside each other, four begin with the second half: so no two need the same bank. */
-template <int SPLITS> CU_DEVICE void gather(const float *from, float v[8]) {
+/* The first of the blocks of this cluster that have this block's tile. */
+CU_DEVICE int first_part(const launch_args &a) { return (blockIdx.y & a.pair) << a.splits_bits; }
+
+/* 8 sums at `from` of this block. Of eight lanes that read beside each other, four begin with the second half: so no
+ * two need the same bank. */
+CU_DEVICE void own_sums(const float *from, float v[8]) {
     const int turn = threadIdx.x & 4;
-    float4 halves[2];
+    const float4 first = *reinterpret_cast<const float4 *>(from + turn),
+                 second = *reinterpret_cast<const float4 *>(from + (turn ^ 4)), low = turn ? second : first,
+                 high = turn ? first : second;
+    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
+    v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+}
+
+/* The same, added up over the SPLITS blocks from `block` on in order; this one is number `rank` of them. The way
+ * between blocks is narrow, and goes in pieces of 32 bytes: two lanes read those of the one, then of the other, and
+ * give each other what is not theirs; lanes that want nothing (!wants) read at home. All lanes of a warp. */
+template <int SPLITS> CU_DEVICE void gather(const float *from, bool wants, int block, int rank, float v[8]) {
+    if (SPLITS == 1) return own_sums(from, v);
+    const bool odd = threadIdx.x & 1;
+    const float *pair = odd ? from - 4 : from;
+    float4 half[2];
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const float *at = from + (half * 4 ^ turn);
+    for (int j = 0; j < 2; j++) {
         float4 part[SPLITS];
 #pragma unroll
-        for (int i = 0; i < SPLITS; i++)
-            part[i] = SPLITS == 1 ? *reinterpret_cast<const float4 *>(at)
-                                  : *static_cast<const float4 *>(static_cast<const void *>(
-                                        __cluster_map_shared_rank(const_cast<float *>(at), i)));
-        halves[half] = part[0];
+        for (int i = 0; i < SPLITS; i++) {
+            const float *there =
+                i == rank || !wants
+                    ? pair
+                    : static_cast<const float *>(__cluster_map_shared_rank(const_cast<float *>(pair), block + i));
+            part[i] = *reinterpret_cast<const float4 *>(there + 8 * j);
+        }
+        half[j] = part[0];
 #pragma unroll
         for (int i = 1; i < SPLITS; i++)
-            halves[half].x += part[i].x, halves[half].y += part[i].y, halves[half].z += part[i].z,
-                halves[half].w += part[i].w;
+            half[j].x += part[i].x, half[j].y += part[i].y, half[j].z += part[i].z, half[j].w += part[i].w;
     }
-    const float4 low = turn ? halves[1] : halves[0], high = turn ? halves[0] : halves[1];
+    const float4 give = odd ? half[0] : half[1], keep = odd ? half[1] : half[0],
+                 got = make_float4(__shfl_xor_sync(CU_ALL_LANES, give.x, 1), __shfl_xor_sync(CU_ALL_LANES, give.y, 1),
+                                   __shfl_xor_sync(CU_ALL_LANES, give.z, 1), __shfl_xor_sync(CU_ALL_LANES, give.w, 1)),
+                 low = odd ? got : keep, high = odd ? keep : got;
     v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
     v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
 }
@@ -175,8 +207,9 @@ template <typename R, int BN, int SPLITS> CU_DEVICE void merge_rows(const launch
         for (int i = 0; i < SPLITS; i++)
             part[i] = SPLITS == 1 ? *reinterpret_cast<const float2 *>(at)
                                   : *static_cast<const float2 *>(
-                                        static_cast<const void *>(__cluster_map_shared_rank(at, i)));
-        float mean = part[0].x, squares = part[0].y, count = part_channels(a, 0, cu_part_begin(a.steps, 1, a.splits_bits));
+                                        static_cast<const void *>(__cluster_map_shared_rank(at, first_part(a) + i)));
+        float mean = part[0].x, squares = part[0].y,
+              count = part_channels(a, 0, cu_part_begin(a.steps, 1, a.splits_bits));
 #pragma unroll
         for (int i = 1; i < SPLITS; i++)
             merge(mean, squares, count, part[i].x, part[i].y,
@@ -190,7 +223,7 @@ template <typename R, int BN, int SPLITS> CU_DEVICE void merge_rows(const launch
 
 /* ---- output */
 
-/* Where row `row` of the tile goes: g (-1: nowhere), n, and its vectors of 8 channels in the output and the residual. */
+/* Where a row of the tile goes: g (-1: nowhere), n, and its vectors of 8 channels in the output and the residual. */
 CU_DEVICE int4 row_place(const launch_args &a, const member &m, cu_place origin, int row) {
     const int pixel = cu_tile_pixel(&a.t, origin, row);
     if (pixel < 0) return make_int4(-1, 0, 0, 0);
@@ -200,16 +233,7 @@ CU_DEVICE int4 row_place(const launch_args &a, const member &m, cu_place origin,
                      static_cast<int>(view_at(m.epi.residual, g, n, h, w) / 8));
 }
 
-/* 8 floats at p, zeros where it is NULL; no branch: several such reads are under way at once. */
-CU_DEVICE void load8_if(const float *p, float v[8]) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.u64 p, %8, 0;\n"
-                 "mov.f32 %0, 0f00000000;\nmov.f32 %1, 0f00000000;\nmov.f32 %2, 0f00000000;\nmov.f32 %3, 0f00000000;\n"
-                 "mov.f32 %4, 0f00000000;\nmov.f32 %5, 0f00000000;\nmov.f32 %6, 0f00000000;\nmov.f32 %7, 0f00000000;\n"
-                 "@p ld.global.v4.f32 {%0, %1, %2, %3}, [%8];\n@p ld.global.v4.f32 {%4, %5, %6, %7}, [%8 + 16];\n}\n"
-                 : "=&f"(v[0]), "=&f"(v[1]), "=&f"(v[2]), "=&f"(v[3]), "=&f"(v[4]), "=&f"(v[5]), "=&f"(v[6]), "=&f"(v[7])
-                 : "l"(p)
-                 : "memory");
-}
+CU_DEVICE void load8_if(const float *p, int c, float v[8]) { load8(p ? p + c : no_columns, v); }
 
 /* The epilogue's vectors are read once a step of the sampler and lie in the device's memory: on their way to the
  * level-2 cache while the sums are made. A thread for each 8 columns. */
@@ -230,8 +254,8 @@ template <int BN> CU_DEVICE void prefetch_columns(const member &a, int gates, in
 CU_DEVICE void load_columns(const member &a, int c, int g, int n, float add[8], float sums[8]) {
     const cu_view &addend = a.epi.addend;
     float t[8], shortcut[8];
-    load8_if(a.epi.bias ? a.epi.bias + c : nullptr, add);
-    load8_if(a.shortcut_bias ? a.shortcut_bias + c : nullptr, shortcut);
+    load8_if(a.epi.bias, c, add);
+    load8_if(a.shortcut_bias, c, shortcut);
 #pragma unroll
     for (int i = 0; i < 8; i++) sums[i] = 0;
     if (addend.p) {
@@ -267,7 +291,14 @@ template <bool GATED> struct columns {
 /* Threads of the epilogue, as the columns of a tile divide them: each keeps to 8. */
 template <typename R, int BN, bool GATED> struct lanes {
     static const int WIDE = GATED ? BN / 2 : BN, VECTORS = WIDE / 8, LANES = R::THREADS / VECTORS;
-    static const int MOST = R::REGISTERS / 40, BATCH = (MOST > 4 ? 4 : MOST) / (1 + GATED); /* rows at a time */
+    static_assert(VECTORS % 2 == 0, "two lanes beside each other are of the same row");
+};
+
+/* Rows that a thread takes at a time: as many as it has registers for, of as few rounds. */
+template <typename R, typename L, int SPLITS, bool GATED> struct batch {
+    static const int ROWS = R::BM / SPLITS, EACH = (ROWS + L::LANES - 1) / L::LANES,
+                     MOST = R::REGISTERS / (GATED ? 80 : 32), ROUNDS = (EACH + MOST - 1) / MOST,
+                     SIZE = (EACH + ROUNDS - 1) / ROUNDS;
 };
 
 /* Rows rank, rank + SPLITS, … of the tile: sums, epilogue, output. A thread takes some rows at a time, so that what it
@@ -276,27 +307,33 @@ template <typename R, int BN, int SPLITS, bool GATED>
 CU_DEVICE void finish_rows(const launch_args &all, const member &a, float *sums, const int4 *places, int tile, int rank,
                            columns<GATED> &vectors) {
     typedef lanes<R, BN, GATED> L;
-    const int ROWS = R::BM / SPLITS, BATCH = L::BATCH, col = threadIdx.x % L::VECTORS * 8, c = tile * L::WIDE + col, lane = threadIdx.x / L::VECTORS;
+    typedef batch<R, L, SPLITS, GATED> B;
+    const int ROWS = B::ROWS, BATCH = B::SIZE, col = threadIdx.x % L::VECTORS * 8, c = tile * L::WIDE + col,
+              lane = threadIdx.x / L::VECTORS, block = first_part(all);
     if (a.folded) merge_rows<R, BN, SPLITS>(all, sums, rank);
-    if (lane >= L::LANES || c >= a.out.c) return;
+    const bool mine = lane < L::LANES && c < a.out.c;
+    if (SPLITS == 1 && !mine) return; /* else they go along: a warp reads sums of other blocks together */
     const __half *residual = static_cast<const __half *>(a.epi.residual.p);
-    for (int first = lane; first < ROWS; first += L::LANES * BATCH) {
+    for (int begin = 0; begin < ROWS; begin += L::LANES * BATCH) {
         int4 at[BATCH];
         uint4 more[BATCH];
+        int row[BATCH];
         float v[BATCH][8], gate[BATCH][8];
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
-            const int r = first + k * L::LANES;
-            at[k] = r < ROWS ? places[r * SPLITS + rank] : make_int4(-1, 0, 0, 0);
+            const int r = begin + lane + k * L::LANES;
+            row[k] = (r < ROWS ? r : 0) * SPLITS + rank;
+            at[k] = mine && r < ROWS ? places[row[k]] : make_int4(-1, 0, 0, 0);
             if (residual && at[k].x >= 0)
                 more[k] = *reinterpret_cast<const uint4 *>(residual + static_cast<int64_t>(at[k].w) * 8 + c);
         }
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
-            if (at[k].x < 0) continue;
-            const float *from = sums + ((first + k * L::LANES) * SPLITS + rank) * R::ROW + col;
-            gather<SPLITS>(from, v[k]);
-            if (GATED) gather<SPLITS>(from + L::WIDE, gate[k]);
+            const bool wants = lane < L::LANES && begin + lane + k * L::LANES < ROWS; /* alike in both of a pair */
+            if (SPLITS == 1 && at[k].x < 0) continue;
+            const float *from = sums + row[k] * R::ROW + col;
+            gather<SPLITS>(from, wants, block, rank, v[k]);
+            if (GATED) gather<SPLITS>(from + L::WIDE, wants, block, rank, gate[k]);
         }
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
@@ -304,7 +341,7 @@ CU_DEVICE void finish_rows(const launch_args &all, const member &a, float *sums,
             vectors.load(a, all.gates, c, at[k]);
             float mean = 0, rstd = 1;
             if (a.folded) {
-                const float *moments = sums + ((first + k * L::LANES) * SPLITS + rank) * R::ROW + BN + 2;
+                const float *moments = sums + row[k] * R::ROW + BN + 2;
                 mean = moments[0], rstd = moments[1];
             }
 #pragma unroll
@@ -393,10 +430,16 @@ CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, u
               row1 = cu_weight_row(tile, R::B_BYTES / CU_CHUNK_BYTES, a.gates, 1);
     const int first = n_steps < R::STAGES ? n_steps : R::STAGES, bytes = a.input_bytes + R::B_BYTES;
     const bool acts = elect_one();
+    const int half = blockIdx.y & a.pair, my_row = half ? row1 : row0, rank = blockIdx.x & ((1 << a.splits_bits) - 1);
+    const uint16_t both = static_cast<uint16_t>((1 << rank) | (1 << rank << (1 << a.splits_bits)));
     auto weights_of = [&](const operands &s, uint32_t at, uint32_t bar) {
         barrier_expect(bar, bytes);
         copy_weights(at + R::A_BYTES, s.weights, bar, s.column, s.in.tap, row0);
-        if (a.gates) copy_weights(at + R::A_BYTES + R::B_BYTES / 2, s.weights, bar, s.column, s.in.tap, row1);
+        if (a.gates || a.pair) copy_weights(at + R::A_BYTES + R::B_BYTES / 2, s.weights, bar, s.column, s.in.tap, row1);
+    };
+    auto shared_weights_of = [&](const operands &s, uint32_t at, uint32_t bar) {
+        barrier_expect(bar, bytes);
+        copy_weights_to(at + R::A_BYTES + half * (R::B_BYTES / 2), s.weights, bar, s.column, s.in.tap, my_row, both);
     };
     auto input_of = [&](const operands &s, uint32_t at, uint32_t bar) {
         copy_box(at, s.input, bar, s.in.c, s.in.x, s.in.y, origin.n);
@@ -406,11 +449,12 @@ CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, u
         prefetch_map(&m.input);
         for (int i = 0; i < R::STAGES; i++) {
             barrier_init(full + i * 8, 1);
-            barrier_init(empty + i * 8, CONSUMERS);
+            barrier_init(empty + i * 8, CONSUMERS << a.pair);
         }
         barriers_made();
     }
     __syncwarp();
+    if (a.pair) cluster_arrive();
     CU_PHASE(BARRIERS, acts);
     const operands begins = first_operands(a, m, origin, begin);
     operands s = begins;
@@ -429,13 +473,15 @@ CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, u
         if (acts) input_of(s, stages + i * R::STAGE, full + i * 8);
     }
     CU_PHASE(INPUTS, acts);
+    if (a.pair) cluster_wait(); /* the other block's barriers are there */
     uint32_t k = 0, parity = 0;
     for (int i = first; i < n_steps; i++) {
         const uint32_t at = stages + k * R::STAGE, bar = full + k * 8;
         next_operands(a, m, origin, begin + i, s);
         barrier_wait(empty + k * 8, parity);
         if (acts) {
-            weights_of(s, at, bar);
+            if (a.pair) shared_weights_of(s, at, bar);
+            else weights_of(s, at, bar);
             input_of(s, at, bar);
         }
         if (++k == R::STAGES) k = 0, parity ^= 1;
@@ -453,6 +499,8 @@ CU_DEVICE void multiply(const launch_args &a, float (&d)[HEIGHT][BN / 2], row_su
 #pragma unroll
         for (int v = 0; v < BN / 2; v++) d[p][v] = 0;
     CU_PHASE(FULL, (barrier_wait(full, 0), threadIdx.x == 0)); /* waits twice there, which changes nothing */
+    const int sharer[2] = {static_cast<int>(blockIdx.x) & ((1 << a.splits_bits) - 1), 1 << a.splits_bits};
+    if (a.pair) cluster_wait(); /* the other block's barriers are there */
     uint32_t k = 0, parity = 0, before = 0;
     for (int i = 0; i < n_steps; i++) {
         barrier_wait(full + k * 8, parity);
@@ -474,8 +522,12 @@ CU_DEVICE void multiply(const launch_args &a, float (&d)[HEIGHT][BN / 2], row_su
             for (int p = 0; p < HEIGHT; p++)
                 add_values(row_sums[p], stages + k * R::STAGE, norm_row<HEIGHT>(p), threadIdx.x % 2,
                            (begin + i) * CU_CHUNK, a.channels, i == 0);
-        sums_wait<1>(); /* all but this step's: the stage before is free */
-        if (i > 0 && lane == 0) barrier_arrive(empty + before * 8);
+        sums_wait<1>();                          /* all but this step's: the stage before is free */
+        if (i > 0 && i + R::STAGES <= n_steps) { /* it is filled again */
+            if (a.pair) {
+                if (lane < 2) barrier_arrive_at(empty + before * 8, sharer[0] + lane * sharer[1]);
+            } else if (lane == 0) barrier_arrive(empty + before * 8);
+        }
         before = k;
         if (++k == R::STAGES) k = 0, parity ^= 1;
     }
@@ -487,7 +539,9 @@ CU_DEVICE void multiply(const launch_args &a, float (&d)[HEIGHT][BN / 2], row_su
 
 #endif
 
-/* Grid: (splits x tiles of columns, tiles of pixels, members); the splits of a tile are a cluster. */
+/* Grid: (splits x tiles of columns, tiles of pixels, members); the splits of a tile, or of a pair's two, are a cluster.
+ * A block of a pair may end while the other works: nothing comes to it any more, for a stage is given back only where
+ * it is filled again, and filled only where it is waited for. */
 template <int GROUPS, int HEIGHT, int BN, int BLOCKS>
 __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, BLOCKS)
     wgmma_kernel(const __grid_constant__ launch_args a) {
@@ -514,6 +568,7 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
     } else {
         const int group = warp / 4;
         row_sum row_sums[HEIGHT] = {};
+        if (a.pair) cluster_arrive();
         prefetch_columns<BN>(m, a.gates, tile);
         if (threadIdx.x < R::BM) places[threadIdx.x] = row_place(a, m, origin, threadIdx.x);
         __syncthreads();
@@ -585,20 +640,22 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
     args.channels = first.in.c;
     args.eps = first.eps;
     while (1 << args.splits_bits < first.splits) args.splits_bits++;
+    args.pair = first.pairs && cu_can_pair(&args.t, first.splits);
+    const uint32_t box_rows = args.gates || args.pair ? BN / 2 : BN;
     args.by_picture = cu_divider_of(first.out.h * first.out.w);
     args.by_w = cu_divider_of(first.out.w);
     args.by_n = cu_divider_of(first.out.n);
     for (int i = 0; i < n; i++) {
         member &m = args.of[i];
         if (!encode_pixels(make, &m.input, of[i].in, args.t, args.t.stride, flat) ||
-            !encode_weights(make, &m.weights, of[i].weights, first.in.c, first.kh * first.kw, first.n_rows,
-                            args.gates ? BN / 2 : BN))
+            !encode_weights(make, &m.weights, of[i].weights, first.in.c, first.kh * first.kw, first.n_rows, box_rows))
             return cudaErrorInvalidValue;
         if (first.shortcut_weights) {
             const cu_view &a = of[i].shortcut_a, &b = of[i].shortcut_b;
             if (!encode_pixels(make, &m.shortcut[0], a, args.t, 1, false) ||
                 (b.c && !encode_pixels(make, &m.shortcut[1], b, args.t, 1, false)) ||
-                !encode_weights(make, &m.shortcut_weights, of[i].shortcut_weights, a.c + b.c, 1, first.n_rows, BN))
+                !encode_weights(make, &m.shortcut_weights, of[i].shortcut_weights, a.c + b.c, 1, first.n_rows,
+                                box_rows))
                 return cudaErrorInvalidValue;
             m.shortcut_bias = of[i].shortcut_bias;
         }
@@ -616,10 +673,11 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
         attributes[n_attributes].id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attributes[n_attributes++].val.programmaticStreamSerializationAllowed = 1;
     }
-    if (first.splits > 1) {
+    if (first.splits > 1 || args.pair) {
         attributes[n_attributes].id = cudaLaunchAttributeClusterDimension;
         attributes[n_attributes].val.clusterDim.x = first.splits;
-        attributes[n_attributes].val.clusterDim.y = attributes[n_attributes].val.clusterDim.z = 1;
+        attributes[n_attributes].val.clusterDim.y = 1 + args.pair;
+        attributes[n_attributes].val.clusterDim.z = 1;
         n_attributes++;
     }
     cudaLaunchConfig_t config = {};

@@ -182,7 +182,7 @@ static cu_backend hopper(const char *without) {
     cu_backend b = {.base = {.name = "cuda", .device = LW_DEVICE_CUDA, .precision = LW_PRECISION_FP16, .act = LW_F16},
                     .major = 9,
                     .n_sm = 132,
-                    .model = cu_h100,
+                    .model = cu_h200,
                     .encode = &encode};
     cu_list_tactics(&b, without);
     return b;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * The model that chooses the tile of a Hopper product, against the times of a device (docs/perf/products-h100.tsv):
+ * The model that chooses the tile of a Hopper product, against the times of a device (docs/perf/products-h200.tsv):
  * what its choice took over the best that was measured for the shape.
  *   model_test --fit [N [SEED]]   the constants that N random steps lead to, instead of the tests */
 #include "fixture.h"
@@ -13,8 +13,9 @@ enum { MAX_SHAPES = 64, N_SPLITS = 4, N_TILINGS = 4, OVERLAPS = 2 };
 typedef struct measured {
     char name[32];
     cu_product_args a;
-    cu_tiling by_height[N_TILINGS];                                       /* of tiles of 64, 128, … rows */
-    double us[OVERLAPS][CU_N_WGMMA_TILES][N_SPLITS], best[OVERLAPS], mma; /* 0: not measured */
+    cu_tiling by_height[N_TILINGS]; /* of tiles of 64, 128, … rows */
+    /* 0: not measured; paired: of pairs that share weights */
+    double us[OVERLAPS][CU_N_WGMMA_TILES][N_SPLITS], paired[OVERLAPS][CU_N_WGMMA_TILES][N_SPLITS], best[OVERLAPS], mma;
 } measured;
 
 static measured shapes[MAX_SHAPES];
@@ -48,7 +49,7 @@ static void read_shape(measured *s, const char *line) {
     int n, h, w, c, o, k, stride, pad, gated;
     if (sscanf(line, "shape\t%31[^\t]\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d", s->name, &n, &h, &w, &c, &o, &k, &stride,
                &pad, &gated) != 10)
-        fail_msg("products-h100.tsv: '%s' is no shape", line);
+        fail_msg("products-h200.tsv: '%s' is no shape", line);
     s->a = (cu_product_args){.in = dense(n, h, w, c),
                              .out = dense(n, (h + 2 * pad - k) / stride + 1, (w + 2 * pad - k) / stride + 1, o),
                              .n_rows = gated ? 2 * o : o,
@@ -64,9 +65,9 @@ static void read_shape(measured *s, const char *line) {
 static void read_time(measured *s, const char *line) {
     char name[16];
     int splits;
-    double us[OVERLAPS];
-    if (sscanf(line, "%15s\t%d\t%lf\t%lf", name, &splits, &us[0], &us[1]) < 3)
-        fail_msg("products-h100.tsv: '%s' is no time", line);
+    double us[OVERLAPS], paired[OVERLAPS] = {0};
+    if (sscanf(line, "%15s\t%d\t%lf\t%lf\t%lf\t%lf", name, &splits, &us[0], &us[1], &paired[0], &paired[1]) < 3)
+        fail_msg("products-h200.tsv: '%s' is no time", line);
     if (!strncmp(name, "mma", 3)) {
         if (us[0] < s->mma) s->mma = us[0];
         return;
@@ -76,13 +77,15 @@ static void read_time(measured *s, const char *line) {
     assert_in_range(tile, 0, CU_N_WGMMA_TILES - 1);
     for (int o = 0; o < OVERLAPS; o++) {
         s->us[o][tile][log2_of(splits)] = us[o];
+        s->paired[o][tile][log2_of(splits)] = paired[o];
         if (us[o] < s->best[o]) s->best[o] = us[o];
+        if (paired[o] > 0 && paired[o] < s->best[o]) s->best[o] = paired[o];
     }
 }
 
 static void read_table(void) {
     char line[256];
-    FILE *in = fopen(LW_SOURCE_DIR "/docs/perf/products-h100.tsv", "r");
+    FILE *in = fopen(LW_SOURCE_DIR "/docs/perf/products-h200.tsv", "r");
     assert_non_null(in);
     while (fgets(line, sizeof line, in)) {
         if (*line == '#') continue;
@@ -125,7 +128,7 @@ static double weighed_us(const cu_model *m, const measured *s, int overlap) {
 
 static double chosen_us(const cu_model *m, const measured *s, int overlap) {
     const cu_choice c = cu_wgmma_choose(m, &s->a, 1);
-    const double us = s->us[overlap][c.tile][log2_of(c.splits)];
+    const double us = (c.pairs ? s->paired : s->us)[overlap][c.tile][log2_of(c.splits)];
     if (!(us > 0)) fail_msg("%s: %s/%d was not measured", s->name, tile_names[c.tile], c.splits);
     if (us > 1.08 * s->best[overlap])
         printf("%-18s overlap %d: %s/%d %.2f us, best %.2f\n", s->name, overlap, tile_names[c.tile], c.splits, us,
@@ -158,9 +161,9 @@ static regret regret_of(const cu_model *m, int overlap, bool weighed) {
 
 static void choices_are_near_the_best(void **state) {
     (void)state;
-    static const double worst[OVERLAPS] = {1.15, 1.17};
+    static const double worst[OVERLAPS] = {1.25, 1.21}; /* 8 columns; GEGLU of 192 rows */
     for (int overlap = 0; overlap < OVERLAPS; overlap++) {
-        const regret r = regret_of(&cu_h100, overlap, false);
+        const regret r = regret_of(&cu_h200, overlap, false);
         printf("overlap %d: %.3f of the best, at worst %.3f (%s); error of times %.3f\n", overlap, r.mean, r.worst,
                r.where->name, r.error);
         assert_true(r.mean <= 1.05);
@@ -180,12 +183,12 @@ static void few_channels_are_left_to_mma(void **state) {
 /* Two in one launch: more than one of them, less than two launches. And a device with faster memory is no slower. */
 static void members_cost_less_than_launches(void **state) {
     (void)state;
-    cu_model h200 = cu_h100;
-    h200.memory = 4800;
+    cu_model faster = cu_h200;
+    faster.memory *= 1.5;
     for (const measured *s = shapes; s < shapes + n_shapes; s++) {
-        const double one = cu_wgmma_choose(&cu_h100, &s->a, 1).us, two = cu_wgmma_choose(&cu_h100, &s->a, 2).us;
+        const double one = cu_wgmma_choose(&cu_h200, &s->a, 1).us, two = cu_wgmma_choose(&cu_h200, &s->a, 2).us;
         if (!(two > one && two < 2 * one)) fail_msg("%s: one %.2f us, two %.2f", s->name, one, two);
-        assert_true(cu_wgmma_choose(&h200, &s->a, 1).us < one);
+        assert_true(cu_wgmma_choose(&faster, &s->a, 1).us < one);
     }
 }
 
@@ -202,21 +205,22 @@ static double loss_of(const cu_model *m) {
 }
 
 static void fit(int rounds, int seed) {
-    cu_model m = cu_h100;
+    cu_model m = cu_h200;
     double best = loss_of(&m);
     srand48(seed);
     for (int i = 0; i < rounds; i++) {
         cu_model next = m;
         double *const constants[] = {&next.copy,   &next.zero_row, &next.latency, &next.ends,
-                                     &next.finish, &next.beside,   &next.useful};
+                                     &next.finish, &next.across,   &next.beside,  &next.useful};
         const double step = 0.3 * pow(0.1, 2 * drand48());
-        for (int k = 0; k < 3; k++) *constants[lrand48() % 7] *= exp(step * (2 * drand48() - 1));
+        for (int k = 0; k < 3; k++) *constants[lrand48() % 8] *= exp(step * (2 * drand48() - 1));
         if (next.useful > 1) continue;
         const double loss = loss_of(&next);
         if (loss < best) best = loss, m = next;
     }
-    printf("loss %.3f: copy %.4g zero_row %.3g latency %.4g ends %.4g finish %.3g beside %.2g useful %.2g\n", best,
-           m.copy, m.zero_row, m.latency, m.ends, m.finish, m.beside, m.useful);
+    printf("loss %.3f: copy %.4g zero_row %.3g latency %.4g ends %.4g finish %.3g across %.3g beside %.2g "
+           "useful %.2g\n",
+           best, m.copy, m.zero_row, m.latency, m.ends, m.finish, m.across, m.beside, m.useful);
     for (int overlap = 0; overlap < OVERLAPS; overlap++) {
         const regret r = regret_of(&m, overlap, false);
         printf("overlap %d: %.3f of the best, at worst %.3f (%s); error of times %.3f\n", overlap, r.mean, r.worst,
