@@ -11,7 +11,9 @@ typedef struct lw_cuda_params {
     int32_t device_index;
     lw_precision precision; /* AUTO is FP16; FP32 is the exact mode */
     bool no_overlap;        /* each launch begins when the one before has ended; else kernels of ours begin earlier */
-    const char *without;    /* parts of names, "wgmma,group_norm": without the tactics that have one; NULL: with all */
+    /* Parts of names, "wgmma,group_norm": without the tactics that have one; "pairs": Hopper products share no weights.
+     * NULL: with all. */
+    const char *without;
 } lw_cuda_params;
 
 /* LW_EDEVICE: no driver, no such device, or one that this build has no kernels for; LW_EINVAL: a precision it can't

@@ -80,7 +80,8 @@ static void load_step(rig *r, cu_place origin, int32_t column_tile, int32_t step
     copy_box(r->memory, ADDRESS, r->in, dims, strides, from, box, every);
     const int64_t taps = s->k * s->k, w_dims[4] = {s->c, taps, r->a.n_rows, 1},
                   w_strides[4] = {1, s->c, s->c * taps, 0};
-    const int32_t gates = s->geglu ? s->o : 0, pieces = gates ? 2 : 1, ones[4] = {1, 1, 1, 1};
+    /* a pair's halves come from two blocks */
+    const int32_t gates = s->geglu ? s->o : 0, pieces = gates || cu_can_pair(t, 1) ? 2 : 1, ones[4] = {1, 1, 1, 1};
     for (int32_t i = 0; i < pieces; i++) {
         const int32_t w_from[4] = {at.c, at.tap, cu_weight_row(column_tile, r->size.columns, gates, i), 0},
                       w_box[4] = {CU_CHUNK, 1, r->size.columns / pieces, 1};
