@@ -137,6 +137,7 @@ typedef struct cu_product_args {
      * row its sum and its product with the norm's offsets. */
     const float *folded;
     float eps;
+    bool pairs; /* wgmma.cu alone: two tiles of pixels share the copies of weights, where they can (cu_can_pair) */
     /* wgmma.cu alone, shortcut_weights NULL: none. A 1x1 product of cat(shortcut_a, shortcut_b), as large as the output, that
      * is added to the sum: weights [n_rows][c of both], its bias or NULL; epi has no act and no scale then. */
     cu_view shortcut_a, shortcut_b;
@@ -146,7 +147,6 @@ typedef struct cu_product_args {
     int32_t tile;    /* CU_TILE_… */
     int32_t splits;  /* of the sum; over 1: */
     float *partials; /* [splits][rows][n_rows] sums, and a second launch that finishes them */
-    bool pairs;      /* wgmma.cu alone: two tiles of pixels share the copies of weights, where they can (cu_can_pair) */
 } cu_product_args;
 enum { CU_TILE_64, CU_TILE_128, CU_TILE_F32, CU_N_TILES };
 enum { CU_PRODUCT_STEP = 64 }; /* values of the sum in one pipeline step of the half kernels */
