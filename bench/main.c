@@ -29,7 +29,8 @@ static const char usage[] =
     "  --choices FILE     tactics that an earlier run wrote there; written by tactics and with --tune\n"
     "  --unzipped         ops of ControlNet and the encoder one by one    --vocab FILE  of ladder's model\n"
     "  --no-overlap       CUDA: no kernel begins while the launch before ends\n"
-    "  --without TEXT     CUDA: without tactics whose name has it; several with commas: wgmma,group_norm\n"
+    "  --without TEXT     CUDA: without tactics whose name has it; several with commas: wgmma,group_norm;\n"
+    "                     pairs: Hopper products share no weights\n"
     "  --tflops N --gbs N ceilings: 800 TFLOP/s and 4200 GB/s without them\n";
 
 static bool take(bench_options *o, const char *name, const char *value) {

@@ -6,8 +6,8 @@
 #include "cuda/model.h"
 
 typedef struct wgmma_state {
-    int32_t weights[CU_MAX_MEMBERS], bias[CU_MAX_MEMBERS], tile, splits;
-    bool pairs;
+    int32_t weights[CU_MAX_MEMBERS], bias[CU_MAX_MEMBERS];
+    cu_choice choice;
     bool normed; /* with a layer norm's: */
     int32_t sums[CU_MAX_MEMBERS];
     int32_t shortcut_weights[CU_MAX_MEMBERS], shortcut_bias[CU_MAX_MEMBERS]; /* -1: none */
@@ -63,10 +63,7 @@ static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op
     wgmma_state *s = lw_alloc(1, sizeof *s);
     if (!s) return lw_fail(err, LW_ENOMEM, "op %s: no memory for its state", op->name);
     *state = s;
-    const cu_choice c = choose(cu_of(backend), params, op, tile);
-    s->tile = c.tile;
-    s->splits = c.splits;
-    s->pairs = c.pairs && cu_of(backend)->pairs;
+    s->choice = choose(cu_of(backend), params, op, tile);
     s->normed = normed;
     for (int32_t i = 0; i < op->n_member; i++) {
         const lw_product_args *p = &op->m[i].product;
@@ -84,9 +81,9 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
     for (int32_t i = 0; i < op->n_member; i++) {
         const lw_product_args *p = &op->m[i].product;
         a[i] = cu_product_at(params, p, r, s->weights[i], s->bias[i]);
-        a[i].tile = s->tile;
-        a[i].splits = s->splits;
-        a[i].pairs = s->pairs;
+        a[i].tile = s->choice.tile;
+        a[i].splits = s->choice.splits;
+        a[i].pairs = s->choice.pairs && cu_of(backend)->pairs;
         if (s->normed) {
             a[i].folded = lw_pack_data(params, s->sums[i]);
             a[i].eps = p->in.norm.eps;

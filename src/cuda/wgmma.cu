@@ -87,7 +87,8 @@ __device__ const float no_columns[8] = {};
 
 /* ---- clusters */
 
-/* The first of the blocks of this cluster that have this block's tile. */
+/* Which part of its tile's sum this block has, and the first of the blocks of this cluster that have its tile. */
+CU_DEVICE int my_part(const launch_args &a) { return blockIdx.x & ((1 << a.splits_bits) - 1); }
 CU_DEVICE int first_part(const launch_args &a) { return (blockIdx.y & a.pair) << a.splits_bits; }
 
 /* 8 sums at `from` of this block. Of eight lanes that read beside each other, four begin with the second half: so no
@@ -430,7 +431,7 @@ CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, u
               row1 = cu_weight_row(tile, R::B_BYTES / CU_CHUNK_BYTES, a.gates, 1);
     const int first = n_steps < R::STAGES ? n_steps : R::STAGES, bytes = a.input_bytes + R::B_BYTES;
     const bool acts = elect_one();
-    const int half = blockIdx.y & a.pair, my_row = half ? row1 : row0, rank = blockIdx.x & ((1 << a.splits_bits) - 1);
+    const int half = blockIdx.y & a.pair, my_row = half ? row1 : row0, rank = my_part(a);
     const uint16_t both = static_cast<uint16_t>((1 << rank) | (1 << rank << (1 << a.splits_bits)));
     auto weights_of = [&](const operands &s, uint32_t at, uint32_t bar) {
         barrier_expect(bar, bytes);
@@ -499,7 +500,7 @@ CU_DEVICE void multiply(const launch_args &a, float (&d)[HEIGHT][BN / 2], row_su
 #pragma unroll
         for (int v = 0; v < BN / 2; v++) d[p][v] = 0;
     CU_PHASE(FULL, (barrier_wait(full, 0), threadIdx.x == 0)); /* waits twice there, which changes nothing */
-    const int sharer[2] = {static_cast<int>(blockIdx.x) & ((1 << a.splits_bits) - 1), 1 << a.splits_bits};
+    const int sharer[2] = {my_part(a), 1 << a.splits_bits};
     if (a.pair) cluster_wait(); /* the other block's barriers are there */
     uint32_t k = 0, parity = 0, before = 0;
     for (int i = 0; i < n_steps; i++) {
@@ -553,8 +554,7 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
     const uint32_t unaligned = shared_address(shared_bytes), stages = (unaligned + 1023u) & ~1023u;
     float *sums = reinterpret_cast<float *>(shared_bytes + (stages - unaligned));
     const uint32_t full = shared_address(barriers), empty = full + R::STAGES * 8;
-    const int warp = threadIdx.x / 32, rank = blockIdx.x & ((1 << a.splits_bits) - 1),
-              tile = blockIdx.x >> a.splits_bits;
+    const int warp = threadIdx.x / 32, rank = my_part(a), tile = blockIdx.x >> a.splits_bits;
     const member &m = a.of[blockIdx.z];
     const cu_place origin = cu_tile_origin(&a.t, blockIdx.y);
     const int begin = cu_part_begin(a.steps, rank, a.splits_bits),

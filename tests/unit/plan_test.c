@@ -54,6 +54,12 @@ static lw_params *new_params(void) {
     return params;
 }
 
+static void free_all(lw_plan *plan, lw_program *p, lw_params *params, lw_backend *b) {
+    lw_plan_free(plan);
+    lw_program_free(p);
+    lw_params_free(params, b);
+}
+
 static lw_backend *open_cpu(bool references_only) {
     lw_backend *b = NULL;
     assert_int_equal(lw_cpu_open(&b, &(lw_cpu_params){.threads = 2, .references_only = references_only}, NULL), LW_OK);
@@ -466,9 +472,7 @@ static void test_no_overlaps(void **state) {
         assert_int_equal(lw_plan_run(plan, NULL), LW_OK);
         lw_free(own.temp);
         lw_free(own.of);
-        lw_plan_free(plan);
-        lw_program_free(p);
-        lw_params_free(params, b);
+        free_all(plan, p, params, b);
     }
     b->tactics = tactics;
     b->n_tactics = n_tactics;
@@ -580,9 +584,7 @@ static int32_t run_variant(lw_backend *b, const variant *v, const lw_tactic *fir
         lw_free(bound[i]);
     }
     lw_free(temp);
-    lw_plan_free(plan);
-    lw_program_free(p);
-    lw_params_free(params, b);
+    free_all(plan, p, params, b);
     put_back(&list, b);
     return steps;
 }
@@ -708,9 +710,7 @@ static int32_t run_norm(lw_backend *b, const lw_tactic *first, bool reader, bool
     assert_int_equal(lw_plan_run(plan, NULL), LW_OK);
     int32_t steps = lw_plan_n_ops(plan);
     lw_free(temp);
-    lw_plan_free(plan);
-    lw_program_free(p);
-    lw_params_free(params, b);
+    free_all(plan, p, params, b);
     put_back(&list, b);
     return steps;
 }
@@ -759,9 +759,7 @@ static void test_members(void **state) {
     plan = NULL;
     assert_int_equal(lw_plan_make(&plan, b, p, NULL), LW_OK);
     assert_int_equal(lw_plan_n_ops(plan), others + 3);
-    lw_plan_free(plan);
-    lw_program_free(p);
-    lw_params_free(params, b);
+    free_all(plan, p, params, b);
     put_back(&list, b);
     b->close(b);
 }
@@ -805,9 +803,7 @@ static void test_members_at_once(void **state) {
     plan = NULL;
     assert_int_equal(lw_plan_make(&plan, b, p, NULL), LW_OK);
     assert_int_equal(lw_plan_n_ops(plan), p->n_ops - 1 + 1 + 2);
-    lw_plan_free(plan);
-    lw_program_free(p);
-    lw_params_free(params, b);
+    free_all(plan, p, params, b);
     put_back(&list, b);
     b->close(b);
 }
@@ -844,9 +840,7 @@ static lw_status make_all(lw_backend *b, bool run, long *calls, lw_error *err) {
     }
     for (int i = 0; i < 8; i++) b->free(b, bound[i]);
     b->free(b, temp);
-    lw_plan_free(plan);
-    lw_program_free(p);
-    lw_params_free(params, b);
+    free_all(plan, p, params, b);
     return status;
 }
 
