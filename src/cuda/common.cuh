@@ -7,6 +7,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include "cuda/gelu.h"
 #include "cuda/kernels.h"
 
 #define CU_DEVICE static __device__ __forceinline__
@@ -30,8 +31,9 @@ CU_DEVICE void launches_meet() {
     previous_launch_wait();
 }
 
-/* ---- clusters. All threads of all blocks; what they wrote to their shared memory before is there for the others after.
- * A plain release would order writes to all of memory: some hundred ns for the device to confirm what nobody waits for. */
+/* ---- clusters. All threads of all blocks; what they wrote to their shared memory before is there for the others
+ * after. A plain release would order writes to all of memory: some hundred ns for the device to confirm what nobody
+ * waits for. */
 #if __CUDA_ARCH__ >= 900
 /* The halves of a meeting that orders nothing but what a fence of its own does. */
 CU_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;\n" ::: "memory"); }
@@ -51,19 +53,51 @@ CU_DEVICE void cluster_leave() {
 }
 #endif
 
+/* cluster: of that many blocks; one alone is none. */
 template <typename... P, typename... A>
-static cudaError_t start(cu_order order, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const A &...args) {
-    cudaLaunchAttribute overlap = {};
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
+static cudaError_t start_clusters(cu_order order, void (*kernel)(P...), dim3 grid, dim3 cluster, dim3 block,
+                                  size_t shared, const A &...args) {
+    cudaLaunchAttribute attributes[2] = {};
+    unsigned n = 0;
+    if (order.overlap) {
+        attributes[n].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[n++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster.x * cluster.y * cluster.z > 1) {
+        attributes[n].id = cudaLaunchAttributeClusterDimension;
+        attributes[n].val.clusterDim.x = cluster.x;
+        attributes[n].val.clusterDim.y = cluster.y;
+        attributes[n++].val.clusterDim.z = cluster.z;
+    }
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = shared;
     config.stream = order.stream;
-    config.attrs = &overlap;
-    config.numAttrs = order.overlap ? 1 : 0;
+    config.attrs = attributes;
+    config.numAttrs = n;
     return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
+}
+
+template <typename... P, typename... A>
+static cudaError_t start(cu_order order, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, const A &...args) {
+    return start_clusters(order, kernel, grid, 1, block, shared, args...);
+}
+
+/* ---- members of one launch: where each begins; sizes, strides and attributes are those of the first */
+struct cu_members {
+    const void *a[CU_MAX_MEMBERS], *b[CU_MAX_MEMBERS];
+    void *out[CU_MAX_MEMBERS];
+    const float *gamma[CU_MAX_MEMBERS], *beta[CU_MAX_MEMBERS];
+};
+
+static inline cu_members members_of(const cu_apply_args *args, int members) {
+    cu_members m = {};
+    for (int i = 0; i < members; i++) {
+        m.a[i] = args[i].a.p, m.b[i] = args[i].b.p, m.out[i] = args[i].out.p;
+        m.gamma[i] = args[i].gamma, m.beta[i] = args[i].beta;
+    }
+    return m;
 }
 
 /* ---- 8 values */
@@ -82,10 +116,13 @@ CU_DEVICE void load8(const __half *p, float v[8]) {
     }
 }
 
+CU_DEVICE void spread8(const float4 &low, const float4 &high, float v[8]) {
+    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
+    v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+}
+
 CU_DEVICE void load8(const float *p, float v[8]) {
-    float4 a = reinterpret_cast<const float4 *>(p)[0], b = reinterpret_cast<const float4 *>(p)[1];
-    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
-    v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    spread8(reinterpret_cast<const float4 *>(p)[0], reinterpret_cast<const float4 *>(p)[1], v);
 }
 
 CU_DEVICE void store8(__half *p, const float v[8]) {
@@ -120,32 +157,38 @@ CU_DEVICE float exp2_fast(float x) {
     return y;
 }
 
-/* x / (1 + exp(-k x)) to some 1e-6. A true division would be most of what a norm executes, and a branch a value. */
-CU_DEVICE float swish(float x, float k) {
+CU_DEVICE float reciprocal_fast(float x) {
     float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + exp2_fast(x * (k * -1.4426950408889634f))));
-    return x * y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
-CU_DEVICE float act_silu(float x) { return swish(x, 1.0f); }
+/* x / (1 + exp(-k x)) of two values to some 1e-6. A true division would be most of what a norm executes, and a branch a
+ * value; ex2 and rcp run at an eighth of the other instructions' rate, so one rcp serves both. The bound keeps the
+ * product in range: beyond it x 2^-62 stands for a smaller value. It is a number where x is none, so that the other
+ * value stays what it is, and x NaN gives NaN. */
+CU_DEVICE void swish2(float v[2], float k) {
+    const float minus = k * -1.4426950408889634f, a = 1.0f + exp2_fast(fminf(v[0] * minus, 62.0f)),
+                b = 1.0f + exp2_fast(fminf(v[1] * minus, 62.0f)), both = reciprocal_fast(a * b);
+    v[0] *= both * b;
+    v[1] *= both * a;
+}
+
 CU_DEVICE float act_gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
-CU_DEVICE float act_quick_gelu(float x) { return swish(x, 1.702f); }
 
 CU_DEVICE void act8(int act, float v[8]) {
-    if (act == CU_ACT_SILU) {
+    if (act == CU_ACT_SILU || act == CU_ACT_QUICK_GELU) {
+        const float k = act == CU_ACT_SILU ? 1.0f : 1.702f;
 #pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = act_silu(v[i]);
+        for (int i = 0; i < 8; i += 2) swish2(v + i, k);
     } else if (act == CU_ACT_GELU) {
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = act_gelu(v[i]);
-    } else if (act == CU_ACT_QUICK_GELU) {
-#pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = act_quick_gelu(v[i]);
     }
 }
 
 /* ---- epilogue of channels [c, c + 8) of pixel (g, n, h, w): v becomes residual + scale * act(v + bias + addend), with
- * gate the other half's values for GEGLU (whose channels begin at half_c). */
+ * gate the other half's values for GEGLU (whose channels begin at half_c); TO: what v is rounded to. */
 CU_DEVICE void add_vectors(const cu_epilogue &e, int g, int n, int c, float v[8]) {
     float t[8];
     if (e.bias) {
@@ -160,13 +203,14 @@ CU_DEVICE void add_vectors(const cu_epilogue &e, int g, int n, int c, float v[8]
     }
 }
 
+template <typename TO>
 CU_DEVICE void epilogue8(const cu_epilogue &e, int g, int n, int h, int w, int c, int half_c, float v[8],
                          float gate[8]) {
     add_vectors(e, g, n, c, v);
     if (e.act == CU_ACT_GEGLU) {
         add_vectors(e, g, n, half_c + c, gate);
 #pragma unroll
-        for (int i = 0; i < 8; i++) v[i] *= act_gelu(gate[i]);
+        for (int i = 0; i < 8; i++) v[i] *= sizeof(TO) == 2 ? cu_gelu(gate[i]) : act_gelu(gate[i]);
     } else act8(e.act, v);
     if (e.scale) {
         float s = e.scale[g * e.scale_sg + n * e.scale_sn];
@@ -180,6 +224,21 @@ CU_DEVICE void epilogue8(const cu_epilogue &e, int g, int n, int h, int w, int c
         for (int i = 0; i < 8; i++) v[i] += r[i];
     }
 }
+
+/* ---- rows of a picture */
+
+/* Where every `by`-th row of a picture lies, without a division a row. */
+struct row_walk {
+    int64_t at, step, wrap;
+    int w, step_w, width;
+    __device__ row_walk(int64_t sh, int64_t sw, int width, int row, int by)
+        : at(row / width * sh + row % width * sw), step(by / width * sh + by % width * sw), wrap(sh - width * sw),
+          w(row % width), step_w(by % width), width(width) {}
+    __device__ void next() {
+        at += step, w += step_w;
+        if (w >= width) w -= width, at += wrap;
+    }
+};
 
 /* ---- warps */
 

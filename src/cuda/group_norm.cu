@@ -2,121 +2,119 @@
  * Group norm in one pass over memory (sm_90): out = act(norm(cat(a, b))), without statistics made before.
  *
  * A block takes a slab of whole groups, some vectors of 8 channels wide, of some rows of one picture, and keeps it in
- * shared memory. Where a picture has more rows than a block should take, a cluster of up to 8 shares them, and each
- * block merges all their moments in the cluster's order. Against statistics and application as two launches this reads
- * the tensor once, and there is one launch fewer to wait for, which on the lower levels is all of the time. Pictures
- * over MOST bytes are norm.cu's, whose loads are longer and whose blocks are not bound to each other. */
+ * shared memory: it adds up the rows that have arrived while the others are on their way. Where a picture has more rows
+ * than a block should take, a cluster shares them, and each block merges all their moments in the cluster's order.
+ * Against statistics and application as two launches this reads the tensor once, and there is one launch fewer to wait
+ * for, which on the lower levels is all of the time. Pictures over MOST bytes are norm.cu's, whose loads are longer and
+ * whose blocks are not bound to each other. */
 #include "cuda/common.cuh"
 
 namespace {
 
-enum { THREADS = 256, MAX_SPLITS = 8, MAX_GROUPS = 64, WANT_BLOCKS = 96, LIMIT = 200 * 1024, MOST = 8 << 20 };
+enum {
+    FEW_THREADS = 256,
+    MAX_THREADS = 512,
+    MAX_SPLITS = 16,
+    MAX_GROUPS = 64,
+    PIECES = 4,
+    LIMIT = 200 * 1024,
+    MOST = 7 << 20
+};
+/* The default layout, by what was fastest of all that `linework-gpu-norm` tries: some WANT_BLOCKS, half as many as
+ * there are multiprocessors, since to meet in a cluster costs more than half of them give; whole sectors of memory
+ * where a block has over FEW_BYTES, and twice the threads; wider slabs where there are MANY_BLOCKS. */
+enum { WANT_BLOCKS = 64, MANY_BLOCKS = 512, WANT_SPLITS = 8 };
+enum { FEW_BYTES = 64 * 1024, WANT_BYTES = 170 * 1024 };
 
 struct launch_args {
-    cu_apply_args of[CU_MAX_MEMBERS];
+    cu_apply_args any; /* sizes, strides and attributes of all members */
+    cu_members of;
 };
 
-/* slab: vectors of 8 channels; lanes: rows at a time; splits: blocks of a cluster; kept: rows of a lane */
+/* lanes: rows at a time; kept: rows of a lane; cells: groups that a vector touches at most */
 struct geometry {
-    int slab, lanes, splits, kept;
+    int lanes, kept, cells;
     size_t bytes;
 };
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
 int n_vectors(const cu_apply_args &a) { return (a.a.c + a.b.c) / 8; }
+int group_width(const cu_apply_args &a) { return (a.a.c + a.b.c) / a.groups; }
+size_t vector_bytes(const cu_apply_args &a) { return a.a.half ? 16 : 32; }
 
 /* False: no such slab, or it is too large to keep. */
-bool lay_out(const cu_apply_args &a, int members, geometry *g) {
-    const int n_vec = n_vectors(a), per = n_vec * 8 / a.groups, rows = a.a.h * a.a.w,
-              pictures = a.out.g * a.out.n * members;
-    const size_t vector = a.a.half ? 16 : 32;
-    if (vector * rows * n_vec > MOST) return false;
-    int unit = 1;
-    while (unit * 8 % per) unit++;
-    int slab = unit;
-    while (slab < 4 && n_vec % (slab * 2) == 0) slab *= 2; /* 64 bytes of a row together, as memory likes */
-    for (;; slab /= 2) {
-        if (slab * 8 > THREADS || slab * 8 / per > MAX_GROUPS) return false;
-        const int blocks = pictures * (n_vec / slab);
-        int splits = 1;
-        while (splits < MAX_SPLITS && ((blocks * splits < WANT_BLOCKS && rows * slab > THREADS * splits) ||
-                                       vector * rows * slab > static_cast<size_t>(splits) * LIMIT))
-            splits *= 2;
-        const int mine = divide_up(rows, splits), all = THREADS / slab, whole = divide_up(32, slab);
-        int lanes = mine < all ? mine : all;
-        if (lanes < whole) lanes = whole; /* a warp at least: it merges */
-        g->slab = slab, g->lanes = lanes, g->splits = splits, g->kept = divide_up(mine, lanes);
-        g->bytes = vector * g->kept * lanes * slab;
-        if (g->bytes <= LIMIT) return true;
-        if (slab == unit || slab % 2 || slab / 2 * vector < 32) return false; /* memory is read 32 bytes at a time */
-    }
+bool place(const cu_apply_args &a, const cu_group_norm_layout &l, geometry *g) {
+    const int per = group_width(a), rows = a.a.h * a.a.w;
+    if (l.slab < 1 || n_vectors(a) % l.slab || l.slab * 8 % per || l.slab * 8 / per > MAX_GROUPS) return false;
+    if (l.splits < 1 || l.splits > MAX_SPLITS || l.splits & (l.splits - 1) || l.splits > rows) return false;
+    if (l.threads < 32 || l.threads > MAX_THREADS || l.slab > l.threads) return false;
+    const int mine = divide_up(rows, l.splits), all = l.threads / l.slab, whole = divide_up(32, l.slab);
+    g->lanes = mine < all ? mine : all;
+    if (g->lanes < whole) g->lanes = whole; /* a warp at least: it merges */
+    g->kept = divide_up(mine, g->lanes);
+    g->cells = per % 8 == 0 ? 1 : divide_up(7, per) + 1;
+    g->bytes = static_cast<size_t>(g->lanes) * l.slab * (vector_bytes(a) * g->kept + g->cells * sizeof(float2));
+    return g->bytes <= LIMIT;
 }
 
 #if __CUDA_ARCH__ >= 900
 
 /* What a block is, and what its threads tell each other. */
 struct block {
-    int threads, tid, lanes, channels, per, n_groups; /* channels: of the slab; per: of a group */
+    int threads, tid, slab, lanes, per, n_groups; /* slab: vectors; per: channels of a group */
 };
 struct scratch {
-    float sums[THREADS * 8], squares[THREADS * 8]; /* [lane][channel], about the group's first value */
-    float few[2][THREADS], moments[2][MAX_GROUPS], merged[2][MAX_GROUPS];
+    float moments[2][MAX_GROUPS], merged[2][MAX_GROUPS];
 };
 
-/* The lanes' sums to this block's means and squares: columns by all threads, then groups by a warp each, always in the
- * same order. first_row: the values that the sums are about; count: values of a group. */
-template <typename T> CU_DEVICE void sum_groups(scratch &s, const block &b, const T *first_row, float count) {
-    const int parts = b.threads / b.channels > 0 ? b.threads / b.channels : 1, lane = b.tid % 32,
-              n_warps = b.threads / 32;
-    for (int i = b.tid; i < b.channels * parts; i += b.threads) {
-        const int column = i % b.channels;
-        float sum = 0, sum2 = 0;
-        for (int l = i / b.channels; l < b.lanes; l += parts)
-            sum += s.sums[l * b.channels + column], sum2 += s.squares[l * b.channels + column];
-        s.few[0][i] = sum, s.few[1][i] = sum2;
-    }
-    __syncthreads();
+/* The first row of part i of 2^log_splits of the picture's rows. */
+CU_DEVICE int part_begin(int rows, int i, int log_splits) {
+    return static_cast<int>(static_cast<int64_t>(rows) * i >> log_splits);
+}
+
+/* The threads' sums [cell][lane][vector], about the groups' first values, to this block's means and squares: a warp a
+ * group, always in the same order. count: values of a group. Where there is one block, what its threads will need. */
+template <typename T>
+CU_DEVICE void sum_groups(scratch &s, const block &b, const float2 *sums, const T *first_row, float count, bool alone,
+                          float eps) {
+    const int lane = b.tid % 32, n_warps = b.threads / 32;
     if (b.tid / 32 >= n_warps) return; /* a last part of a warp takes no group: shuffles want whole warps */
     for (int k = b.tid / 32; k < b.n_groups; k += n_warps) {
+        const int first = k * b.per / 8, last = (k * b.per + b.per - 1) / 8;
         float sum = 0, sum2 = 0;
-        for (int i = lane; i < parts * b.per; i += 32) {
-            const int at = i / b.per * b.channels + k * b.per + i % b.per;
-            sum += s.few[0][at], sum2 += s.few[1][at];
+        for (int x = first; x <= last; x++) {
+            const float2 *from = sums + (x == first ? k - first * 8 / b.per : 0) * b.threads + x;
+            for (int l = lane; l < b.lanes; l += 32) {
+                const float2 part = from[l * b.slab];
+                sum += part.x, sum2 += part.y;
+            }
         }
         sum = warp_sum(sum), sum2 = warp_sum(sum2);
-        if (lane == 0) {
-            s.moments[0][k] = static_cast<float>(first_row[k * b.per]) + sum / count;
-            s.moments[1][k] = fmaxf(sum2 - sum * (sum / count), 0.0f);
-        }
+        if (lane) continue;
+        const float mean = static_cast<float>(first_row[k * b.per]) + sum / count,
+                    m2 = fmaxf(sum2 - sum * (sum / count), 0.0f);
+        if (alone) s.merged[0][k] = mean, s.merged[1][k] = rsqrtf(m2 / count + eps);
+        else s.moments[0][k] = mean, s.moments[1][k] = m2;
     }
 }
 
-/* The first row of part i of the picture's rows. */
-CU_DEVICE int part_begin(int rows, int i, int splits) {
-    return static_cast<int>(static_cast<int64_t>(rows) * i / splits);
-}
-
-/* The moments of all blocks of the cluster, in order, to means and 1 / deviations. */
-CU_DEVICE void merge_groups(scratch &s, const block &b, int rows, int splits, float eps) {
+/* The moments of all blocks of the cluster, each read by a lane, to means and 1 / deviations. */
+CU_DEVICE void merge_groups(scratch &s, const block &b, int rows, int log_splits, float eps) {
+    const int splits = 1 << log_splits, n_warps = b.threads / 32, all = b.n_groups << log_splits;
     const float total = static_cast<float>(rows) * b.per;
-    for (int k = b.tid; k < b.n_groups; k += b.threads) {
-        float means[MAX_SPLITS], squares[MAX_SPLITS], counts[MAX_SPLITS], mean = 0, m2 = 0;
-#pragma unroll
-        for (int i = 0; i < MAX_SPLITS; i++) {
-            if (i >= splits) break;
-            const float *from =
-                splits > 1 ? static_cast<const float *>(__cluster_map_shared_rank(&s.moments[0][0], i)) : s.moments[0];
-            means[i] = from[k], squares[i] = from[MAX_GROUPS + k];
-            counts[i] = static_cast<float>(part_begin(rows, i + 1, splits) - part_begin(rows, i, splits)) * b.per;
-        }
-#pragma unroll
-        for (int i = 0; i < MAX_SPLITS; i++)
-            if (i < splits) mean += means[i] * (counts[i] / total);
-#pragma unroll
-        for (int i = 0; i < MAX_SPLITS; i++)
-            if (i < splits) m2 += squares[i] + (means[i] - mean) * (means[i] - mean) * counts[i];
-        s.merged[0][k] = mean, s.merged[1][k] = rsqrtf(m2 / total + eps);
+    if (b.tid / 32 >= n_warps) return;
+    for (int t = b.tid; t - b.tid % 32 < all; t += n_warps * 32) {
+        const int i = t & (splits - 1), k = t >> log_splits, at = k < b.n_groups ? k : b.n_groups - 1;
+        const float *from = static_cast<const float *>(__cluster_map_shared_rank(&s.moments[0][0], i));
+        const float my_mean = from[at], my_m2 = from[MAX_GROUPS + at],
+                    count = static_cast<float>(part_begin(rows, i + 1, log_splits) - part_begin(rows, i, log_splits)) *
+                            b.per;
+        float mean = my_mean * (count / total);
+        for (int d = 1; d < splits; d *= 2) mean += __shfl_xor_sync(CU_ALL_LANES, mean, d);
+        float m2 = my_m2 + (my_mean - mean) * (my_mean - mean) * count;
+        for (int d = 1; d < splits; d *= 2) m2 += __shfl_xor_sync(CU_ALL_LANES, m2, d);
+        if (i == 0 && k < b.n_groups) s.merged[0][k] = mean, s.merged[1][k] = rsqrtf(m2 / total + eps);
     }
 }
 
@@ -124,128 +122,174 @@ CU_DEVICE void merge_groups(scratch &s, const block &b, int rows, int splits, fl
 
 /* Grid: (splits, slabs, members x pictures); block: (vectors of the slab, lanes). */
 template <typename TI, typename TO>
-__global__ void __launch_bounds__(THREADS) group_norm_kernel(const __grid_constant__ launch_args all, int kept) {
+__global__ void __launch_bounds__(MAX_THREADS, 2)
+    group_norm_kernel(const __grid_constant__ launch_args all, int kept, int cells) {
 #if __CUDA_ARCH__ >= 900
     extern __shared__ __align__(16) unsigned char shared[];
     __shared__ scratch s;
-    const int pictures = all.of[0].out.g * all.of[0].out.n;
-    const cu_apply_args &a = all.of[blockIdx.z / pictures];
-    const int gn = blockIdx.z % pictures, g = gn / a.out.n, n = gn % a.out.n, splits = gridDim.x, rank = blockIdx.x,
-              rows = a.a.h * a.a.w, end = part_begin(rows, rank + 1, splits);
-    const int channels = blockDim.x * 8, per = (a.a.c + a.b.c) / a.groups, mine = threadIdx.x * 8,
-              c = blockIdx.y * channels + mine, begin = part_begin(rows, rank, splits);
-    const block b = {static_cast<int>(blockDim.x * blockDim.y),
-                     static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x),
-                     static_cast<int>(blockDim.y),
-                     channels,
-                     per,
-                     channels / per};
+    next_launch_may_start();
+    const cu_apply_args &a = all.any;
+    const int pictures = a.out.g * a.out.n, member = blockIdx.z / pictures, gn = blockIdx.z - member * pictures,
+              g = gn / a.out.n, n = gn - g * a.out.n, rows = a.a.h * a.a.w, log_splits = 31 - __clz(gridDim.x),
+              begin = part_begin(rows, blockIdx.x, log_splits), end = part_begin(rows, blockIdx.x + 1, log_splits);
+    const int slab = blockDim.x, lanes = blockDim.y, threads = slab * lanes, per = (a.a.c + a.b.c) / a.groups,
+              tid = threadIdx.y * slab + threadIdx.x, c = (blockIdx.y * slab + threadIdx.x) * 8;
+    const block b = {threads, tid, slab, lanes, per, slab * 8 / per};
     const bool in_a = c < a.a.c;
     const cu_view &in = in_a ? a.a : a.b;
-    TI *keep = reinterpret_cast<TI *>(shared) + b.tid * 8; /* the k-th row's vector: keep[k * threads * 8] */
-
-    next_launch_may_start();
-    float factor[8], offset[8], v[8];
-    load8(a.gamma + c, factor);
-    load8(a.beta + c, offset);
-    int of[8]; /* my channels' groups of the slab */
-#pragma unroll
-    for (int i = 0; i < 8; i++) of[i] = (mine + i) / per;
-    previous_launch_wait();
-    const TI *src = static_cast<const TI *>(in.p) + g * in.sg + n * in.sn + (in_a ? c : c - a.a.c);
-    for (int k = 0; k < kept; k++) {
-        const int r = begin + k * b.lanes + threadIdx.y;
-        if (r >= end) break;
-        const int h = r / a.a.w, w = r - h * a.a.w;
-        const TI *from = src + h * in.sh + w * in.sw;
-        for (int i = 0; i < 8; i += 16 / sizeof(TI)) copy16(keep + k * b.threads * 8 + i, from + i, true);
+    const int row = begin + threadIdx.y, mine = row < end ? (end - row + lanes - 1) / lanes : 0,
+              piece = (kept + PIECES - 1) / PIECES;
+    TI *keep = reinterpret_cast<TI *>(shared) + tid * 8; /* the k-th row's vector: keep[k * threads * 8] */
+    float2 *sums = reinterpret_cast<float2 *>(reinterpret_cast<TI *>(shared) + kept * threads * 8);
+    const TI *src = static_cast<const TI *>(in_a ? all.of.a[member] : all.of.b[member]) + g * in.sg + n * in.sn +
+                    (in_a ? c : c - a.a.c);
+    /* The group of my first channel, and by how many groups the others are after it: 4 bits each. */
+    const int group = threadIdx.x * 8 / per;
+    uint32_t after = 0;
+    for (int i = 1, left = (group + 1) * per - threadIdx.x * 8 - 1, cell = 0; i < 8; i++, left--) {
+        if (left == 0) cell++, left = per;
+        after |= static_cast<uint32_t>(cell) << 4 * i;
     }
-    copy_commit();
-    copy_wait<0>();
-    __syncthreads();
-
-    /* Sums about the first value of each group, so that nothing cancels where means are large. */
-    const TI *first_row = reinterpret_cast<const TI *>(shared);
-    float shift[8], sum[8] = {}, sum2[8] = {};
-#pragma unroll
-    for (int i = 0; i < 8; i++) shift[i] = static_cast<float>(first_row[of[i] * per]);
-    for (int k = 0; k < kept; k++) {
-        if (begin + k * b.lanes + static_cast<int>(threadIdx.y) >= end) break;
-        load8(keep + k * b.threads * 8, v);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const float d = v[i] - shift[i];
-            sum[i] += d;
-            sum2[i] += d * d;
+    {
+        row_walk from(in.sh, in.sw, a.a.w, row, lanes);
+        previous_launch_wait();
+        for (int k = 0, p = 1; p <= PIECES; p++) {
+            for (; k < mine && k < p * piece; k++, from.next())
+                for (int i = 0; i < 8; i += 16 / sizeof(TI))
+                    copy16(keep + k * threads * 8 + i, src + from.at + i, true);
+            copy_commit();
         }
     }
-    store8(s.sums + b.tid * 8, sum);
-    store8(s.squares + b.tid * 8, sum2);
+    const TI *first_row = reinterpret_cast<const TI *>(shared);
+    float factor[8], offset[8], v[8];
+    {
+        /* Sums about the first value of each group, so that nothing cancels where means are large. */
+        float shift[8], sum[8] = {}, sum2[8] = {};
+        auto add_until = [&](int k, int last) {
+#pragma unroll 1
+            for (; k < last && k < mine; k++) {
+                load8(keep + k * threads * 8, v);
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    const float d = v[i] - shift[i];
+                    sum[i] += d;
+                    sum2[i] += d * d;
+                }
+            }
+        };
+        copy_wait<PIECES - 1>();
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < 8; i++) shift[i] = static_cast<float>(first_row[(group + (after >> 4 * i & 15)) * per]);
+        add_until(0, piece);
+        copy_wait<PIECES - 2>();
+        add_until(piece, 2 * piece);
+        copy_wait<PIECES - 3>();
+        add_until(2 * piece, 3 * piece);
+        copy_wait<PIECES - 4>();
+        add_until(3 * piece, 4 * piece);
+        for (int q = 0; q < cells; q++) {
+            float2 part = {0, 0};
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                if (static_cast<int>(after >> 4 * i & 15) == q) part.x += sum[i], part.y += sum2[i];
+            sums[q * threads + tid] = part;
+        }
+    }
+    load8(all.of.gamma[member] + c, factor); /* they arrive while the groups are added up */
+    load8(all.of.beta[member] + c, offset);
     __syncthreads();
-    sum_groups(s, b, first_row, static_cast<float>(end - begin) * per);
-    if (splits > 1) cluster_meet();
-    else __syncthreads();
-    merge_groups(s, b, rows, splits, a.eps);
+    sum_groups(s, b, sums, first_row, static_cast<float>(end - begin) * per, log_splits == 0, a.eps);
+    if (log_splits) {
+        cluster_meet();
+        merge_groups(s, b, rows, log_splits, a.eps);
+    }
     __syncthreads();
-    if (splits > 1) asm volatile("barrier.cluster.arrive.relaxed;\n" ::: "memory");
+    if (log_splits) cluster_arrive();
 #pragma unroll
     for (int i = 0; i < 8; i++) {
-        factor[i] *= s.merged[1][of[i]];
-        offset[i] -= s.merged[0][of[i]] * factor[i];
+        const int k = group + (after >> 4 * i & 15);
+        factor[i] *= s.merged[1][k];
+        offset[i] -= s.merged[0][k] * factor[i];
     }
-    TO *dst = static_cast<TO *>(a.out.p) + g * a.out.sg + n * a.out.sn + c;
-    for (int k = 0; k < kept; k++) {
-        const int r = begin + k * b.lanes + threadIdx.y;
-        if (r >= end) break;
-        const int h = r / a.a.w, w = r - h * a.a.w;
-        load8(keep + k * b.threads * 8, v);
+    row_walk to(a.out.sh, a.out.sw, a.a.w, row, lanes);
+    TO *dst = static_cast<TO *>(all.of.out[member]) + g * a.out.sg + n * a.out.sn + c;
+    for (int k = 0; k < mine; k++, to.next()) {
+        load8(keep + k * threads * 8, v);
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = v[i] * factor[i] + offset[i];
         act8(a.act, v);
-        store8(dst + h * a.out.sh + w * a.out.sw, v);
+        store8(dst + to.at, v);
     }
     /* no block ends while another reads its moments, which are in registers of all that have arrived */
-    if (splits > 1) asm volatile("barrier.cluster.wait;\n" ::: "memory");
+    if (log_splits) cluster_wait();
 #endif
 }
 
 template <typename TI, typename TO>
-cudaError_t launch(cu_order order, const launch_args &args, int members, const geometry &g) {
-    const cu_apply_args &a = args.of[0];
-    void (*kernel)(const launch_args, int) = group_norm_kernel<TI, TO>;
+cudaError_t launch(cu_order order, const launch_args &args, int members, const cu_group_norm_layout &l,
+                   const geometry &g) {
+    const cu_apply_args &a = args.any;
+    void (*kernel)(const launch_args, int, int) = group_norm_kernel<TI, TO>;
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, LIMIT);
+    if (e == cudaSuccess)
+        e = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                 cudaSharedmemCarveoutMaxShared);
+    if (e == cudaSuccess && l.splits > 8) /* 8 is what every device has room for */
+        e = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (e != cudaSuccess) return e;
-    cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim.x = g.splits;
-    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(g.splits, n_vectors(a) / g.slab, members * a.out.g * a.out.n);
-    config.blockDim = dim3(g.slab, g.lanes);
-    config.dynamicSmemBytes = g.bytes;
-    config.stream = order.stream;
-    config.attrs = attributes;
-    config.numAttrs = order.overlap ? 2 : 1;
-    return cudaLaunchKernelEx(&config, kernel, args, g.kept);
+    return start_clusters(order, kernel, dim3(l.splits, n_vectors(a) / l.slab, members * a.out.g * a.out.n), l.splits,
+                          dim3(l.slab, g.lanes), g.bytes, args, g.kept, g.cells);
 }
 
 } // namespace
 
+bool cu_group_norm_lay_out(const cu_apply_args *args, int32_t members, cu_group_norm_layout *l) {
+    const cu_apply_args &a = *args;
+    const int n_vec = n_vectors(a), per = group_width(a), rows = a.a.h * a.a.w, pictures = a.out.g * a.out.n * members;
+    const size_t vector = vector_bytes(a);
+    if (a.norm != CU_NORM_GROUP || a.up2 || members > CU_MAX_MEMBERS || vector * rows * n_vec > MOST) return false;
+    int unit = 1;
+    while (unit * 8 % per) unit++;
+    int slab = unit;
+    while (n_vec % (slab * 2) == 0 && slab * vector < 64) slab *= 2;
+    const int blocks = pictures * (n_vec / slab);
+    if (n_vec % (slab * 2) == 0 && (blocks >= MANY_BLOCKS || (slab * vector % 32 && rows * slab * vector > FEW_BYTES &&
+                                                              blocks / 2 * 4 >= WANT_BLOCKS)))
+        slab *= 2;
+    for (;; slab /= 2) {
+        geometry g;
+        const int unsplit = pictures * (n_vec / slab);
+        const size_t bytes = rows * slab * vector;
+        int splits = 1;
+        while (splits < WANT_SPLITS && ((unsplit * splits < WANT_BLOCKS && rows * slab > FEW_THREADS * splits) ||
+                                        bytes > static_cast<size_t>(splits) * WANT_BYTES))
+            splits *= 2;
+        *l = {slab, splits, bytes > static_cast<size_t>(splits) * FEW_BYTES ? MAX_THREADS : FEW_THREADS};
+        if (place(a, *l, &g)) return true;
+        if (slab == unit || slab % 2 || slab / 2 * vector < 32) return false;
+    }
+}
+
 bool cu_group_norm_fits(const cu_apply_args *args, int32_t members) {
+    cu_group_norm_layout l;
+    return cu_group_norm_lay_out(args, members, &l);
+}
+
+cudaError_t cu_group_norm_with(cu_order order, const cu_apply_args *args, int32_t members,
+                               const cu_group_norm_layout *l) {
     geometry g;
-    return args->norm == CU_NORM_GROUP && !args->up2 && members <= CU_MAX_MEMBERS && lay_out(*args, members, &g);
+    if (members > CU_MAX_MEMBERS || !place(*args, *l, &g)) return cudaErrorInvalidValue;
+    const launch_args all = {*args, members_of(args, members)};
+    if (args->a.half)
+        return args->out.half ? launch<__half, __half>(order, all, members, *l, g)
+                              : launch<__half, float>(order, all, members, *l, g);
+    return args->out.half ? launch<float, __half>(order, all, members, *l, g)
+                          : launch<float, float>(order, all, members, *l, g);
 }
 
 cudaError_t cu_group_norm(cu_order order, const cu_apply_args *args, int32_t members) {
-    geometry g;
-    launch_args all = {};
-    if (members > CU_MAX_MEMBERS || !lay_out(*args, members, &g)) return cudaErrorInvalidValue;
-    for (int i = 0; i < members; i++) all.of[i] = args[i];
-    if (args->a.half)
-        return args->out.half ? launch<__half, __half>(order, all, members, g)
-                              : launch<__half, float>(order, all, members, g);
-    return args->out.half ? launch<float, __half>(order, all, members, g)
-                          : launch<float, float>(order, all, members, g);
+    cu_group_norm_layout l;
+    if (!cu_group_norm_lay_out(args, members, &l)) return cudaErrorInvalidValue;
+    return cu_group_norm_with(order, args, members, &l);
 }

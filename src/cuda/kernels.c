@@ -38,11 +38,9 @@ typedef struct norm_packs {
     int32_t gamma, beta;
 } norm_packs;
 
-static bool apply_supports(const lw_backend *b, const lw_params *params, const lw_op *op) {
-    (void)b, (void)params;
-    const lw_apply_args *m = &op->m->apply;
+static bool apply_fits(const lw_apply_args *m) {
     const lw_prologue *in = &m->in;
-    if (op->n_member != 1 || !vectors(&in->a) || !vectors(&m->out) || in->act == LW_ACT_GEGLU) return false;
+    if (!vectors(&in->a) || !vectors(&m->out) || in->act == LW_ACT_GEGLU) return false;
     if (lw_view_is(in->b) && (!vectors(&in->b) || in->b.dtype != in->a.dtype)) return false;
     if (in->norm.kind == LW_NORM_LAYER) return !lw_view_is(in->b);
     if (in->norm.kind == LW_NORM_NONE) return true;
@@ -51,17 +49,32 @@ static bool apply_supports(const lw_backend *b, const lw_params *params, const l
     return c % in->norm.groups == 0 && slab <= 64 * 8;
 }
 
+static bool all_fit(const lw_params *params, const lw_op *op, lw_norm_kind kind) {
+    if (!cu_members_fit(params, op)) return false;
+    for (int32_t i = 0; i < op->n_member; i++)
+        if (op->m[i].apply.in.norm.kind != kind || !apply_fits(&op->m[i].apply)) return false;
+    return true;
+}
+
+static bool apply_supports(const lw_backend *b, const lw_params *params, const lw_op *op) {
+    (void)b;
+    return op->n_member == 1 ? apply_fits(&op->m->apply) : all_fit(params, op, LW_NORM_LAYER);
+}
+
 static lw_status apply_prepare(lw_backend *b, lw_params *params, const lw_op *op, void **state, size_t *workspace_bytes,
                                lw_error *err) {
     (void)b, (void)workspace_bytes;
-    const lw_norm *norm = &op->m->apply.in.norm;
-    norm_packs *k = lw_alloc(1, sizeof *k);
+    norm_packs *k = lw_alloc(CU_MAX_MEMBERS, sizeof *k);
     if (!k) return lw_fail(err, LW_ENOMEM, "op %s: no memory for its state", op->name);
     *state = k;
-    *k = (norm_packs){-1, -1};
-    if (norm->kind == LW_NORM_NONE) return LW_OK;
-    LW_TRY(cu_want_vector(params, norm->gamma, &k->gamma, err));
-    return cu_want_vector(params, norm->beta, &k->beta, err);
+    for (int32_t i = 0; i < op->n_member; i++) {
+        const lw_norm *norm = &op->m[i].apply.in.norm;
+        k[i] = (norm_packs){-1, -1};
+        if (norm->kind == LW_NORM_NONE) continue;
+        LW_TRY(cu_want_vector(params, norm->gamma, &k[i].gamma, err));
+        LW_TRY(cu_want_vector(params, norm->beta, &k[i].beta, err));
+    }
+    return LW_OK;
 }
 
 /* Sizes and attributes. */
@@ -91,43 +104,28 @@ static cu_apply_args apply_at(const lw_params *params, const lw_run *run, const 
 
 static lw_status apply_run(lw_backend *b, const lw_params *params, const lw_op *op, void *state, const lw_run *run,
                            lw_error *err) {
+    const norm_packs *k = state;
     const lw_norm *norm = &op->m->apply.in.norm;
-    cu_apply_args a = apply_at(params, run, &op->m->apply, state);
+    cu_apply_args a[CU_MAX_MEMBERS];
+    for (int32_t i = 0; i < op->n_member; i++) a[i] = apply_at(params, run, &op->m[i].apply, &k[i]);
     if (norm->kind == LW_NORM_GROUP) {
-        a.stats_a = cu_view_at(run, norm->stats_a);
-        a.stats_b = cu_view_at(run, norm->stats_b);
+        a->stats_a = cu_view_at(run, norm->stats_a);
+        a->stats_b = cu_view_at(run, norm->stats_b);
     }
     LW_TRY(cu_enter(b, err));
-    return cu_launched(b, op, cu_apply(cu_order_of(b, run), &a), err);
+    return cu_launched(b, op, cu_apply(cu_order_of(b, run), a, op->n_member), err);
 }
 
 /* ---- group norm with its statistics */
 
 static bool group_norm_supports(const lw_backend *b, const lw_params *params, const lw_op *op) {
-    if (((const cu_backend *)b)->major < 9 || !cu_members_fit(params, op)) return false;
-    for (int32_t i = 0; i < op->n_member; i++) {
-        lw_op one = {.kind = op->kind, .n_member = 1, .name = op->name, .m = &op->m[i]};
-        if (one.m->apply.in.norm.kind != LW_NORM_GROUP || !apply_supports(b, params, &one)) return false;
-    }
+    if (((const cu_backend *)b)->major < 9 || !all_fit(params, op, LW_NORM_GROUP)) return false;
     cu_apply_args a = apply_of(&op->m->apply);
     return cu_group_norm_fits(&a, op->n_member);
 }
 
-static lw_status group_norm_prepare(lw_backend *b, lw_params *params, const lw_op *op, void **state,
-                                    size_t *workspace_bytes, lw_error *err) {
-    (void)b, (void)workspace_bytes;
-    norm_packs *k = lw_alloc(CU_MAX_MEMBERS, sizeof *k);
-    if (!k) return lw_fail(err, LW_ENOMEM, "op %s: no memory for its state", op->name);
-    *state = k;
-    for (int32_t i = 0; i < op->n_member; i++) {
-        LW_TRY(cu_want_vector(params, op->m[i].apply.in.norm.gamma, &k[i].gamma, err));
-        LW_TRY(cu_want_vector(params, op->m[i].apply.in.norm.beta, &k[i].beta, err));
-    }
-    return LW_OK;
-}
-
-static lw_status group_norm_run(lw_backend *b, const lw_params *params, const lw_op *op, void *state,
-                                const lw_run *run, lw_error *err) {
+static lw_status group_norm_run(lw_backend *b, const lw_params *params, const lw_op *op, void *state, const lw_run *run,
+                                lw_error *err) {
     const norm_packs *k = state;
     cu_apply_args a[CU_MAX_MEMBERS];
     for (int32_t i = 0; i < op->n_member; i++) a[i] = apply_at(params, run, &op->m[i].apply, &k[i]);
@@ -316,14 +314,12 @@ static lw_status advance_run(lw_backend *b, const lw_params *params, const lw_op
 #define TACTIC(symbol, text, kind, supports, prepare, run)                                                             \
     static const lw_tactic symbol = {text, kind, LW_TAKES_ALL, supports, prepare, run, cu_release}
 TACTIC(stats, "norm_stats_cuda", LW_OP_NORM_STATS, stats_supports, no_state, stats_run);
-TACTIC(apply, "apply_cuda", LW_OP_APPLY, apply_supports, apply_prepare, apply_run);
-static const lw_tactic group_norm = {"group_norm_cuda",
-                                     LW_OP_APPLY,
-                                     LW_TAKES_ALL | LW_TAKES_MEMBERS | LW_TAKES_STATS,
-                                     group_norm_supports,
-                                     group_norm_prepare,
-                                     group_norm_run,
-                                     cu_release};
+static const lw_tactic apply = {
+    "apply_cuda", LW_OP_APPLY, LW_TAKES_ALL | LW_TAKES_MEMBERS, apply_supports, apply_prepare, apply_run, cu_release};
+static const lw_tactic group_norm = {
+    "group_norm_cuda",   LW_OP_APPLY,   LW_TAKES_ALL | LW_TAKES_MEMBERS | LW_TAKES_STATS,
+    group_norm_supports, apply_prepare, group_norm_run,
+    cu_release};
 TACTIC(combine, "combine_cuda", LW_OP_COMBINE, combine_supports, no_state, combine_run);
 TACTIC(attention, "attention_mma", LW_OP_ATTENTION, attention_supports, no_state, attention_run);
 TACTIC(tokens, "embed_tokens_cuda", LW_OP_EMBED_TOKENS, tokens_supports, tokens_prepare, tokens_run);
@@ -332,5 +328,5 @@ TACTIC(pack, "pack_u8_cuda", LW_OP_PACK_U8, pack_supports, no_state, pack_run);
 TACTIC(unpack, "unpack_u8_cuda", LW_OP_UNPACK_U8, unpack_supports, no_state, unpack_run);
 TACTIC(advance, "advance_cuda", LW_OP_ADVANCE, advance_supports, no_state, advance_run);
 
-const lw_tactic *const cu_kernel_tactics[] = {&stats,  &group_norm, &apply, &combine, &attention, &tokens,
-                                              &times,  &pack,       &unpack, &advance, NULL};
+const lw_tactic *const cu_kernel_tactics[] = {&stats, &group_norm, &apply,  &combine, &attention, &tokens,
+                                              &times, &pack,       &unpack, &advance, NULL};

@@ -61,14 +61,34 @@ typedef struct cu_apply_args {
     cu_view stats_a, stats_b; /* as cu_stats_args.out */
     const float *gamma, *beta;
 } cu_apply_args;
-cudaError_t cu_apply(cu_order order, const cu_apply_args *args);
+enum { CU_MAX_MEMBERS = 4 }; /* of one launch: products or norms of the same sizes and strides */
 
-enum { CU_MAX_MEMBERS = 4 }; /* of one launch: products or norms of the same sizes */
+/* args[0..n) in one launch; n is 1 but for layer norms */
+cudaError_t cu_apply(cu_order order, const cu_apply_args *args, int32_t n);
+
+/* How layer norms are divided, which does not change the result: the default, and a launch of any. */
+typedef struct cu_layer_norm_layout {
+    int32_t rows;    /* of a lane: 1, 2 or 4 */
+    int32_t threads; /* of a block: 64, 128 or 256 */
+} cu_layer_norm_layout;
+cudaError_t cu_layer_norm_with(cu_order order, const cu_apply_args *args, int32_t n,
+                               const cu_layer_norm_layout *layout);
+cu_layer_norm_layout cu_layer_norm_lay_out(const cu_apply_args *args, int32_t n);
 
 /* cu_apply of group norms without up2, args[0..n) in one launch, which makes the statistics itself: stats_a and stats_b
  * are not read (group_norm.cu; sm_90). Where cu_group_norm_fits, which reads sizes alone. */
 bool cu_group_norm_fits(const cu_apply_args *args, int32_t n);
 cudaError_t cu_group_norm(cu_order order, const cu_apply_args *args, int32_t n);
+
+/* The parts of cu_group_norm, for who compares layouts: the default one (false: does not fit), and a launch of any. */
+typedef struct cu_group_norm_layout {
+    int32_t slab;    /* vectors of 8 channels of a block: whole groups */
+    int32_t splits;  /* blocks that share a slab's rows: 1, 2, 4, 8 or 16 */
+    int32_t threads; /* of a block, at most */
+} cu_group_norm_layout;
+bool cu_group_norm_lay_out(const cu_apply_args *args, int32_t n, cu_group_norm_layout *layout);
+cudaError_t cu_group_norm_with(cu_order order, const cu_apply_args *args, int32_t n,
+                               const cu_group_norm_layout *layout);
 
 /* ---- epilogues and small ops (pointwise.cu) */
 
@@ -168,9 +188,19 @@ cudaError_t cu_product(cu_order order, const cu_product_args *args);
     X(9, 2, 2, 128, 1)
 enum { CU_N_WGMMA_TILES = 10, CU_WGMMA_MAX_SPLITS = 8 };
 
+/* Where cu_turns_fit (tiles.h), also these, by blocks that stay and take tile after tile (turns.cu): splits 1, no pairs.
+ * X(index, 64-row pieces, columns of a tile) */
+#define CU_TURNS_TILES(X)                                                                                              \
+    X(10, 2, 128)                                                                                                      \
+    X(11, 2, 160)
+enum { CU_N_TURNS_TILES = 2, CU_N_PRODUCT_TILES = CU_N_WGMMA_TILES + CU_N_TURNS_TILES };
+
 /* args[0..n): products of the same sizes, in one launch; tile, splits and pairs of the first. encode_map: the driver's
  * cuTensorMapEncodeTiled */
 cudaError_t cu_wgmma(cu_order order, const cu_product_args *args, int32_t n, void *encode_map);
+
+/* The same for CU_TURNS_TILES alone; cu_wgmma calls it. */
+cudaError_t cu_turns(cu_order order, const cu_product_args *args, int32_t n, void *encode_map);
 
 /* half only, head width 40, 80 or 160, not causal: args[0..n) of the same sizes, in one launch (wgmma_attention.cu) */
 cudaError_t cu_wgmma_attention(cu_order order, const cu_attention_args *args, int32_t n, int32_t n_sm,

@@ -30,19 +30,6 @@ int lanes_of(int slab, int rows) {
     return most < enough ? most : enough;
 }
 
-/* Where every `by`-th row of a picture lies, without a division a row. */
-struct row_walk {
-    int64_t at, step, wrap;
-    int w, step_w, width;
-    __device__ row_walk(int64_t sh, int64_t sw, int width, int row, int by)
-        : at(row / width * sh + row % width * sw), step(by / width * sh + by % width * sw), wrap(sh - width * sw),
-          w(row % width), step_w(by % width), width(width) {}
-    __device__ void next() {
-        at += step, w += step_w;
-        if (w >= width) w -= width, at += wrap;
-    }
-};
-
 /* 8 channels of every `by`-th row from `row` to `last`, by a thread through its own RING slots of 16 bytes in shared
  * memory, where copies take no registers. */
 template <typename T> struct row_reader {
@@ -187,58 +174,144 @@ __global__ void __launch_bounds__(THREADS, 2) group_kernel(cu_apply_args a, int 
     });
 }
 
-/* ---- layer norm: a warp a row; up to KEEP vectors a lane stay in registers, wider rows are read again */
+/* ---- layer norm: 8, 16 or 32 lanes a row, each with up to KEEP of its vectors in registers as they are stored (wider
+ * rows are read again), and ROWS such rows at once. Grid: (blocks of rows, members); block: (lanes, rows at a time).
+ * The factors and offsets of a row of up to LAYER_VECTORS are on their way to shared memory before the rows are. */
 
-enum { KEEP = 5, LAYER_WARPS = 4 };
+enum { KEEP = 5, LAYER_VECTORS = 32 * KEEP, LAYER_THREADS = 256 };
 
-template <typename TI, typename TO> __global__ void layer_kernel(cu_apply_args a) {
-    launches_meet();
-    const int lane = threadIdx.x, rows = a.a.h * a.a.w, n_vec = a.a.c / 8, up = a.up2 ? 2 : 1;
-    const int64_t row = static_cast<int64_t>(blockIdx.x) * LAYER_WARPS + threadIdx.y;
-    if (row >= static_cast<int64_t>(rows) * a.out.g * a.out.n) return;
-    const int gn = static_cast<int>(row / rows), r = static_cast<int>(row % rows), g = gn / a.out.n, n = gn % a.out.n;
-    const int h = r / a.a.w, w = r - h * a.a.w;
-    const TI *in = static_cast<const TI *>(a.a.p) + view_at(a.a, g, n, h, w);
-    TO *out = static_cast<TO *>(a.out.p) + view_at(a.out, g, n, up * h, up * w);
-    float v[KEEP][8], extra[8], mean = 0, m2 = 0;
+struct layer_args {
+    cu_apply_args any; /* sizes, strides and attributes of all members */
+    cu_members of;
+};
+
+/* Of the lanes of a row, which are neighbours in a warp. */
+CU_DEVICE float lanes_sum(float v, int lanes) {
+    for (int d = lanes / 2; d; d /= 2) v += __shfl_xor_sync(CU_ALL_LANES, v, d);
+    return v;
+}
+
+template <typename TI, typename TO, int ROWS>
+__global__ void __launch_bounds__(LAYER_THREADS) layer_kernel(const __grid_constant__ layer_args all) {
+    next_launch_may_start();
+    __shared__ __align__(16) float4 kept[2][2][LAYER_VECTORS]; /* factors and offsets; halves of vectors apart */
+    struct alignas(16) vector {
+        TI of[8];
+    };
+    const cu_apply_args &a = all.any;
+    const int member = blockIdx.y, lanes = blockDim.x, lane = threadIdx.x, at_once = blockDim.y,
+              tid = threadIdx.y * lanes + lane, n_vec = a.a.c / 8, rows = a.a.h * a.a.w, up = a.up2 ? 2 : 1;
+    const unsigned n_rows = static_cast<unsigned>(rows) * a.out.g * a.out.n;
+    const float *gamma = all.of.gamma[member], *beta = all.of.beta[member];
+    const bool keeps = n_vec <= LAYER_VECTORS;
+    if (keeps) {
+        for (int i = tid; i < 2 * n_vec; i += at_once * lanes) {
+            copy16(&kept[0][i % 2][i / 2], gamma + i * 4, true);
+            copy16(&kept[1][i % 2][i / 2], beta + i * 4, true);
+        }
+        copy_commit();
+    }
+    const TI *in[ROWS];
+    TO *out[ROWS];
 #pragma unroll
-    for (int k = 0; k < KEEP; k++) {
-        if (lane + 32 * k < n_vec) load8(in + (lane + 32 * k) * 8, v[k]);
-        for (int i = 0; i < 8; i++) {
-            if (lane + 32 * k >= n_vec) v[k][i] = 0;
-            mean += v[k][i];
+    for (int j = 0; j < ROWS; j++) {
+        unsigned row = (blockIdx.x * ROWS + j) * at_once + threadIdx.y;
+        const bool real = row < n_rows;
+        if (!real) row = n_rows - 1; /* whole warps add up */
+        const int gn = row / rows, r = row - gn * rows, g = gn / a.out.n, n = gn - g * a.out.n, h = r / a.a.w,
+                  w = r - h * a.a.w;
+        in[j] = static_cast<const TI *>(all.of.a[member]) + view_at(a.a, g, n, h, w);
+        out[j] = real ? static_cast<TO *>(all.of.out[member]) + view_at(a.out, g, n, up * h, up * w) : nullptr;
+    }
+    vector v[ROWS][KEEP];
+    float x[8], mean[ROWS], rstd[ROWS];
+    previous_launch_wait();
+#pragma unroll
+    for (int j = 0; j < ROWS; j++)
+#pragma unroll
+        for (int k = 0; k < KEEP; k++)
+            if (lane + lanes * k < n_vec) v[j][k] = *reinterpret_cast<const vector *>(in[j] + (lane + lanes * k) * 8);
+#pragma unroll
+    for (int j = 0; j < ROWS; j++) {
+        mean[j] = 0;
+#pragma unroll
+        for (int k = 0; k < KEEP; k++) {
+            if (lane + lanes * k >= n_vec) break;
+            load8(v[j][k].of, x);
+#pragma unroll
+            for (int i = 0; i < 8; i++) mean[j] += x[i];
+        }
+        for (int k = lane + lanes * KEEP; k < n_vec; k += lanes) {
+            load8(in[j] + k * 8, x);
+            for (int i = 0; i < 8; i++) mean[j] += x[i];
         }
     }
-    for (int k = lane + 32 * KEEP; k < n_vec; k += 32) {
-        load8(in + k * 8, extra);
-        for (int i = 0; i < 8; i++) mean += extra[i];
-    }
-    mean = warp_sum(mean) / a.a.c;
 #pragma unroll
-    for (int k = 0; k < KEEP; k++)
-        if (lane + 32 * k < n_vec)
-            for (int i = 0; i < 8; i++) m2 += (v[k][i] - mean) * (v[k][i] - mean);
-    for (int k = lane + 32 * KEEP; k < n_vec; k += 32) {
-        load8(in + k * 8, extra);
-        for (int i = 0; i < 8; i++) m2 += (extra[i] - mean) * (extra[i] - mean);
-    }
-    const float rstd = rsqrtf(warp_sum(m2) / a.a.c + a.eps);
-    auto finish = [&](float x[8], int vec) {
-        float gamma[8], beta[8];
-        load8(a.gamma + vec * 8, gamma);
-        load8(a.beta + vec * 8, beta);
+    for (int j = 0; j < ROWS; j++) mean[j] = lanes_sum(mean[j], lanes) / a.a.c;
 #pragma unroll
-        for (int i = 0; i < 8; i++) x[i] = (x[i] - mean) * rstd * gamma[i] + beta[i];
+    for (int j = 0; j < ROWS; j++) {
+        rstd[j] = 0; /* the squares until they are added up: about the mean, since one channel may lie far from it */
+#pragma unroll
+        for (int k = 0; k < KEEP; k++) {
+            if (lane + lanes * k >= n_vec) break;
+            load8(v[j][k].of, x);
+#pragma unroll
+            for (int i = 0; i < 8; i++) rstd[j] += (x[i] - mean[j]) * (x[i] - mean[j]);
+        }
+        for (int k = lane + lanes * KEEP; k < n_vec; k += lanes) {
+            load8(in[j] + k * 8, x);
+            for (int i = 0; i < 8; i++) rstd[j] += (x[i] - mean[j]) * (x[i] - mean[j]);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < ROWS; j++) rstd[j] = rsqrtf(lanes_sum(rstd[j], lanes) / a.a.c + a.eps);
+    copy_wait<0>();
+    __syncthreads();
+    float factor[8], offset[8];
+    auto finish = [&](int j, int vec) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) x[i] = (x[i] - mean[j]) * rstd[j] * factor[i] + offset[i];
         act8(a.act, x);
-        store_pixel(out + vec * 8, a, x);
+        if (out[j]) store_pixel(out[j] + vec * 8, a, x);
     };
 #pragma unroll
-    for (int k = 0; k < KEEP; k++)
-        if (lane + 32 * k < n_vec) finish(v[k], lane + 32 * k);
-    for (int k = lane + 32 * KEEP; k < n_vec; k += 32) {
-        load8(in + k * 8, extra);
-        finish(extra, k);
+    for (int k = 0; k < KEEP; k++) {
+        const int vec = lane + lanes * k;
+        if (vec >= n_vec) break;
+        if (keeps) {
+            spread8(kept[0][0][vec], kept[0][1][vec], factor);
+            spread8(kept[1][0][vec], kept[1][1][vec], offset);
+        } else load8(gamma + vec * 8, factor), load8(beta + vec * 8, offset);
+#pragma unroll
+        for (int j = 0; j < ROWS; j++) {
+            load8(v[j][k].of, x);
+            finish(j, vec);
+        }
     }
+    for (int vec = lane + lanes * KEEP; vec < n_vec; vec += lanes) {
+        load8(gamma + vec * 8, factor);
+        load8(beta + vec * 8, offset);
+#pragma unroll
+        for (int j = 0; j < ROWS; j++) {
+            load8(in[j] + vec * 8, x);
+            finish(j, vec);
+        }
+    }
+}
+
+/* The lanes of a row: with KEEP vectors each, none of them idle at 40, 80 and 160. */
+int layer_lanes(const cu_apply_args &a) { return a.a.c <= 8 * 8 * KEEP ? 8 : a.a.c <= 16 * 8 * KEEP ? 16 : 32; }
+
+template <typename TI, typename TO>
+cudaError_t launch_layer(cu_order order, const cu_apply_args *args, int members, const cu_layer_norm_layout &l) {
+    const layer_args all = {*args, members_of(args, members)};
+    const int lanes = layer_lanes(*args), at_once = l.threads / lanes;
+    const int64_t rows = static_cast<int64_t>(args->a.h) * args->a.w * args->out.g * args->out.n;
+    const dim3 grid(static_cast<unsigned>((rows + at_once * l.rows - 1) / (at_once * l.rows)), members),
+        block(lanes, at_once);
+    if (l.rows == 4) return start(order, layer_kernel<TI, TO, 4>, grid, block, 0, all);
+    if (l.rows == 2) return start(order, layer_kernel<TI, TO, 2>, grid, block, 0, all);
+    return start(order, layer_kernel<TI, TO, 1>, grid, block, 0, all);
 }
 
 /* ---- no norm: grid (vectors of an input row, input rows, g * n) */
@@ -268,11 +341,6 @@ int slab_unit(int per) {
 
 template <typename TI, typename TO> cudaError_t launch_apply(cu_order order, const cu_apply_args &a) {
     const int n_vec = (a.a.c + (a.b.p ? a.b.c : 0)) / 8, pictures = a.out.g * a.out.n, rows = a.a.h * a.a.w;
-    if (a.norm == CU_NORM_LAYER) {
-        const int64_t all = static_cast<int64_t>(rows) * pictures;
-        return start(order, layer_kernel<TI, TO>, static_cast<unsigned>((all + LAYER_WARPS - 1) / LAYER_WARPS),
-                     dim3(32, LAYER_WARPS), 0, a);
-    }
     if (a.norm == CU_NORM_GROUP) {
         int slab = slab_unit(n_vec * 8 / a.groups);
         while (slab * 2 <= 10 && n_vec % (slab * 2) == 0) slab *= 2; /* 128 bytes of a row together */
@@ -296,7 +364,29 @@ cudaError_t cu_norm_stats(cu_order order, const cu_stats_args *args) {
     return start(order, stats_kernel<float>, grid, block, 0, *args);
 }
 
-cudaError_t cu_apply(cu_order order, const cu_apply_args *args) {
+cu_layer_norm_layout cu_layer_norm_lay_out(const cu_apply_args *args, int32_t n) {
+    /* Two rows of a lane share the factors that it reads, where there are warps enough without: 9 a multiprocessor. */
+    const int64_t rows = static_cast<int64_t>(args->a.h) * args->a.w * args->out.g * args->out.n * n,
+                  warps = rows * layer_lanes(*args) / 32;
+    return {args->a.half && warps >= 9 * 132 ? 2 : 1, 256};
+}
+
+cudaError_t cu_layer_norm_with(cu_order order, const cu_apply_args *args, int32_t n, const cu_layer_norm_layout *l) {
+    if (args->norm != CU_NORM_LAYER || n > CU_MAX_MEMBERS || l->threads > LAYER_THREADS || l->threads % 32)
+        return cudaErrorInvalidValue;
+    if (args->a.half)
+        return args->out.half ? launch_layer<__half, __half>(order, args, n, *l)
+                              : launch_layer<__half, float>(order, args, n, *l);
+    return args->out.half ? launch_layer<float, __half>(order, args, n, *l)
+                          : launch_layer<float, float>(order, args, n, *l);
+}
+
+cudaError_t cu_apply(cu_order order, const cu_apply_args *args, int32_t n) {
+    if (args->norm == CU_NORM_LAYER) {
+        const cu_layer_norm_layout l = cu_layer_norm_lay_out(args, n);
+        return cu_layer_norm_with(order, args, n, &l);
+    }
+    if (n != 1) return cudaErrorInvalidValue;
     if (args->a.half)
         return args->out.half ? launch_apply<__half, __half>(order, *args) : launch_apply<__half, float>(order, *args);
     return args->out.half ? launch_apply<float, __half>(order, *args) : launch_apply<float, float>(order, *args);

@@ -34,7 +34,7 @@ template <typename TI, typename TO> __global__ void combine_kernel(cu_combine_ar
             for (int k = 0; k < 8; k++) gate[k] += more[k];
         }
     }
-    epilogue8(a.epi, g, n, h, w, c, a.out.c, v, gate);
+    epilogue8<TO>(a.epi, g, n, h, w, c, a.out.c, v, gate);
     store8(static_cast<TO *>(a.out.p) + view_at(a.out, g, n, h, w) + c, v);
 }
 

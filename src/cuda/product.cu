@@ -83,7 +83,7 @@ CU_DEVICE void finish_tile(const cu_product_args &a, const float *sums, int n_ro
         if (geglu) load8(sums + r * row_stride + T / 2 + col, gate);
         const int gn = row / picture, p = row - gn * picture, g = gn / a.out.n, n = gn - g * a.out.n, h = p / a.out.w,
                   w = p - h * a.out.w;
-        epilogue8(a.epi, g, n, h, w, c, a.out.c, v, gate);
+        epilogue8<T_OUT>(a.epi, g, n, h, w, c, a.out.c, v, gate);
         store8(static_cast<T_OUT *>(a.out.p) + view_at(a.out, g, n, h, w) + c, v);
     }
 }
