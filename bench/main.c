@@ -30,7 +30,7 @@ static const char usage[] =
     "  --unzipped         ops of ControlNet and the encoder one by one    --vocab FILE  of ladder's model\n"
     "  --no-overlap       CUDA: no kernel begins while the launch before ends\n"
     "  --without TEXT     CUDA: without tactics whose name has it; several with commas: wgmma,group_norm;\n"
-    "                     pairs: Hopper products share no weights\n"
+    "                     pairs: Hopper products share no weights; turns: no block takes more than one tile\n"
     "  --tflops N --gbs N ceilings: 800 TFLOP/s and 4200 GB/s without them\n";
 
 static bool take(bench_options *o, const char *name, const char *value) {
@@ -315,6 +315,7 @@ static lw_status run_job(const bench_options *o, lw_error *err) {
     double begin = lw_now_ms();
     LW_TRY(bench_open_backend(&backend, o, o->precision, err));
     double device_ms = lw_now_ms() - begin; /* opening it */
+    const uint64_t left = backend->behind ? backend->behind->free_bytes(backend) : 0;
     if (o->choices && !tune) {
         lw_status read = read_choices(&choices, o->choices, err);
         if (read != LW_OK) {
@@ -337,6 +338,9 @@ static lw_status run_job(const bench_options *o, lw_error *err) {
             printf("# tuned %d kinds of op in %.1f s: %.1f us once each, %.1f by preference\n",
                    lw_choices_count(job.choices), job.tune_ms * 1e-3, all.best_us, all.first_us);
         if (status == LW_OK) status = run_command(&job, o, err);
+        if (status == LW_OK && left && !strcmp(o->command, "latency"))
+            printf("# device memory: %.0f MiB planned, %.0f taken since the device was opened\n",
+                   (double)job.device_bytes / 0x1p20, (double)(left - backend->behind->free_bytes(backend)) / 0x1p20);
     }
     bench_job_close(&job);
     return status;

@@ -29,16 +29,25 @@ int out_size(int in, const shape &s) { return (in + 2 * s.pad - s.k) / s.stride 
 struct tile_size {
     int rows, columns;
 };
-const tile_size tiles[CU_N_WGMMA_TILES] = {
+const tile_size tiles[CU_N_PRODUCT_TILES] = {
 #define X(index, groups, height, columns, blocks) {(groups) * (height)*64, columns},
     CU_WGMMA_TILES(X)
 #undef X
+#define X(index, height, columns) {(height)*64, columns},
+        CU_TURNS_TILES(X)
+#undef X
 };
-const char *const tile_names[CU_N_WGMMA_TILES] = {
+const char *const tile_names[CU_N_PRODUCT_TILES] = {
 #define X(index, groups, height, columns, blocks) #groups "x" #height "x" #columns,
     CU_WGMMA_TILES(X)
 #undef X
+#define X(index, height, columns) "t" #height "x" #columns,
+        CU_TURNS_TILES(X)
+#undef X
 };
+
+/* Whether a tile can do a product: blocks that stay want matrices. */
+bool can(int tile, const cu_product_args &a) { return tile < CU_N_WGMMA_TILES || cu_turns_fit(&a); }
 
 /* ---- the plain kernel: one output value a thread */
 
@@ -151,12 +160,14 @@ void drop_job(job &j) {
 /* ---- check */
 
 const shape awkward[] = {
-    {"matrix", 1, 1, 256, 128, 128, 1, 1, 0, false},      {"cut matrix", 1, 1, 150, 136, 72, 1, 1, 0, false},
-    {"gated", 1, 1, 200, 320, 320, 1, 1, 0, true},        {"cut gated", 1, 1, 70, 40, 104, 1, 1, 0, true},
-    {"level 0", 2, 48, 32, 320, 320, 3, 1, 1, false},     {"level 3", 2, 6, 4, 1280, 320, 3, 1, 1, false},
-    {"level 2", 2, 12, 8, 640, 192, 3, 1, 1, false},      {"odd picture", 1, 5, 33, 64, 8, 3, 1, 1, false},
-    {"few channels", 2, 48, 32, 8, 320, 3, 1, 1, false},  {"stride 2", 2, 24, 16, 96, 128, 3, 2, 1, false},
-    {"stride 2 late", 1, 32, 48, 64, 64, 3, 2, 0, false}, {"1x1 stride 2", 3, 8, 8, 64, 64, 1, 2, 0, false},
+    {"matrix", 1, 1, 256, 128, 128, 1, 1, 0, false},       {"cut matrix", 1, 1, 150, 136, 72, 1, 1, 0, false},
+    {"gated", 1, 1, 200, 320, 320, 1, 1, 0, true},         {"cut gated", 1, 1, 70, 40, 104, 1, 1, 0, true},
+    {"level 0", 2, 48, 32, 320, 320, 3, 1, 1, false},      {"level 3", 2, 6, 4, 1280, 320, 3, 1, 1, false},
+    {"level 2", 2, 12, 8, 640, 192, 3, 1, 1, false},       {"odd picture", 1, 5, 33, 64, 8, 3, 1, 1, false},
+    {"few channels", 2, 48, 32, 8, 320, 3, 1, 1, false},   {"stride 2", 2, 24, 16, 96, 128, 3, 2, 1, false},
+    {"stride 2 late", 1, 32, 48, 64, 64, 3, 2, 0, false},  {"1x1 stride 2", 3, 8, 8, 64, 64, 1, 2, 0, false},
+    {"many tiles", 1, 1, 36000, 136, 328, 1, 1, 0, false}, {"many gated", 1, 1, 20000, 320, 200, 1, 1, 0, true},
+    {"pictures", 3, 20, 30, 72, 64, 1, 1, 0, false},
 };
 
 /* The launch before: lets the next one in at once, and has its input ready only a while later. */
@@ -255,16 +266,19 @@ bool check_one(const shape &s, std::vector<job> &jobs, const std::vector<std::ve
 
 int check(void *encode, int only) {
     int passed = 0, failed = 0;
-    for (int tile = 0; tile < CU_N_WGMMA_TILES; tile++) {
+    for (int tile = 0; tile < CU_N_PRODUCT_TILES; tile++) {
         if (only >= 0 && tile != only) continue;
         for (const shape &s : awkward) {
-            const int before = failed, extras = static_cast<int>(&s - awkward) * 7 % 32;
+            const bool stays = tile >= CU_N_WGMMA_TILES;
+            const int before = failed, extras = static_cast<int>(&s - awkward) * 7 % 32 & (!stays    ? 31
+                                                                                           : s.geglu ? 1
+                                                                                                     : 5);
             std::vector<job> jobs = {make_job(s, extras, 1), make_job(s, extras, 1, 100)};
             const std::vector<std::vector<float>> want = {plain_values(jobs[0]), plain_values(jobs[1])};
             cu_tiling t;
             cu_wgmma_tiling(&t, &jobs[0].a, tiles[tile].rows);
-            for (int splits = 1; splits <= CU_WGMMA_MAX_SPLITS; splits *= 2)
-                for (int pairs = 0; pairs <= cu_can_pair(&t, splits); pairs++)
+            for (int splits = 1; splits <= (stays ? 1 : CU_WGMMA_MAX_SPLITS) && can(tile, jobs[0].a); splits *= 2)
+                for (int pairs = 0; pairs <= (!stays && cu_can_pair(&t, splits)); pairs++)
                     for (int overlap = 0; overlap < 2; overlap++)
                         for (int members = 1; members <= 2; members++)
                             check_one(s, jobs, want, encode, {tile, splits, pairs, overlap, members}) ? passed++
@@ -328,6 +342,20 @@ const shape sd15[] = {
     {"vae 128x192 256", 1, 192, 128, 256, 256, 3, 1, 1, false},
     {"vae 256x384 256", 1, 384, 256, 256, 256, 3, 1, 1, false},
     {"vae 256x384 128", 1, 384, 256, 128, 128, 3, 1, 1, false},
+    {"lin 8192 qkv", 1, 1, 8192, 320, 960, 1, 1, 0, false},
+    {"lin 8192 1280", 1, 1, 8192, 1280, 320, 1, 1, 0, false},
+    {"lin 2048 640", 1, 1, 2048, 640, 640, 1, 1, 0, false},
+    {"geglu 2048", 1, 1, 2048, 640, 2560, 1, 1, 0, true},
+    {"geglu 512", 1, 1, 512, 1280, 5120, 1, 1, 0, true},
+    {"lin 24576 320", 1, 1, 24576, 320, 320, 1, 1, 0, false},
+    {"lin 24576 qkv", 1, 1, 24576, 320, 960, 1, 1, 0, false},
+    {"lin 24576 1280", 1, 1, 24576, 1280, 320, 1, 1, 0, false},
+    {"geglu 24576", 1, 1, 24576, 320, 1280, 1, 1, 0, true},
+    {"lin 6144 640", 1, 1, 6144, 640, 640, 1, 1, 0, false},
+    {"lin 6144 2560", 1, 1, 6144, 2560, 640, 1, 1, 0, false},
+    {"geglu 6144", 1, 1, 6144, 640, 2560, 1, 1, 0, true},
+    {"lin 1536 1280", 1, 1, 1536, 1280, 1280, 1, 1, 0, false},
+    {"geglu 1536", 1, 1, 1536, 1280, 5120, 1, 1, 0, true},
     {"8192^3", 1, 1, 8192, 8192, 8192, 1, 1, 0, false},
 };
 
@@ -370,19 +398,21 @@ struct best {
 
 void time_shape(const shape &s, void *encode, std::vector<std::string> &summary) {
     const int copies = count_copies(s);
-    job j = make_job(s, 1 | 4, copies);
+    job j = make_job(s, s.geglu || (s.k == 1 && s.o > s.c) ? 1 : 1 | 4, copies); /* as in the networks */
     best plain, overlapped, old;
     std::printf("shape\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\n", s.name, s.n, s.h, s.w, s.c, s.o, s.k, s.stride,
                 s.pad, s.geglu);
     cu_tiling t;
-    for (int tile = 0; tile < CU_N_WGMMA_TILES; tile++)
+    for (int tile = 0; tile < CU_N_PRODUCT_TILES; tile++)
         for (int splits = 1; splits <= CU_WGMMA_MAX_SPLITS; splits *= 2) {
+            const bool stays = tile >= CU_N_WGMMA_TILES;
+            if (!can(tile, j.a) || (stays && splits > 1)) continue;
             cu_wgmma_tiling(&t, &j.a, tiles[tile].rows);
             const int wide = s.geglu ? tiles[tile].columns / 2 : tiles[tile].columns;
             const int blocks = t.tiles * cu_ceil_div(s.o, wide) * splits;
             if (splits > 1 && (t.steps < 2 * splits || blocks > 400)) continue;
             std::printf("%s\t%d", tile_names[tile], splits);
-            for (int pairs = 0; pairs <= cu_can_pair(&t, splits); pairs++)
+            for (int pairs = 0; pairs <= (!stays && cu_can_pair(&t, splits)); pairs++)
                 for (int overlap = 0; overlap < 2; overlap++) {
                     char how[64];
                     const double us = time_wgmma(j, copies, encode, tile, splits, pairs, overlap);
@@ -430,7 +460,7 @@ int fill(void *encode) {
     int n_sm = 0;
     MUST(cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0));
     std::printf("# us of a launch in a chain of 40: one tile for each of %d multiprocessors\n", n_sm);
-    for (int tile = 0; tile < CU_N_WGMMA_TILES; tile++)
+    for (int tile = 0; tile < CU_N_PRODUCT_TILES; tile++)
         for (int overlap = 0; overlap < 2; overlap++) {
             std::printf("%-9s%s", tile_names[tile], overlap ? "+pdl" : "    ");
             for (int steps = 1; steps <= 64; steps *= 2) {
@@ -501,7 +531,7 @@ void phases_of(const shape &s, void *encode) {
     const int copies = std::min(count_copies(s), 12);
     job j = make_job(s, 1 | 4, copies);
     std::vector<cu_choice> choices;
-    for (int tile = 0; tile < CU_N_WGMMA_TILES; tile++) choices.push_back(cu_wgmma_splits(&cu_h200, &j.a, 1, tile));
+    for (int tile = 0; tile < CU_N_WGMMA_TILES; tile++) choices.push_back(cu_product_splits(&cu_h200, &j.a, 1, tile));
     std::sort(choices.begin(), choices.end(), [](const cu_choice &a, const cu_choice &b) { return a.us < b.us; });
     for (int i = 0; i < 3; i++)
         for (int overlap = 0; overlap < 2; overlap++) print_phases(s, j, copies, encode, choices[i], overlap);

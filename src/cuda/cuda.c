@@ -369,7 +369,8 @@ void cu_list_tactics(cu_backend *b, const char *without) {
     b->base.tactics = b->tactics;
     b->base.n_tactics = 0;
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) add_tactics(b, lists[i], without);
-    b->pairs = !has_part("pairs", without); /* no tactic: a way that some run */
+    b->pairs = !has_part("pairs", without); /* no tactics: ways that some run */
+    b->turns = !has_part("turns", without);
 }
 
 lw_status lw_cuda_open(lw_backend **out, const lw_cuda_params *params, lw_error *err) {

@@ -38,6 +38,7 @@ typedef struct cu_backend {
     void *encode;          /* the driver's cuTensorMapEncodeTiled, NULL where it has none */
     bool overlap;          /* our products begin while the launch before ends */
     bool pairs;            /* tiles of Hopper products may share weights */
+    bool turns;            /* Hopper's matrix products may be turns.cu's */
     cublasLtHandle_t blas; /* NULL until cu_need_blas */
     cudnnHandle_t dnn;     /* NULL until cu_need_dnn */
     cu_stage stages[CU_STAGES];

@@ -156,4 +156,26 @@ static inline bool encode(encoder make, CUtensorMap *map, const void *address, i
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
+/* Pixels in boxes of the tile's, every stride-th of both axes; flat: as one row. */
+static inline bool encode_pixels(encoder make, CUtensorMap *map, const cu_view &v, const cu_tiling &t, int stride,
+                                 bool flat) {
+    const cuuint64_t sw = 2 * v.sw, w = flat ? t.w : v.w, h = flat ? 1 : v.h,
+                     sh = h > 1 ? 2 * static_cast<cuuint64_t>(v.sh) : sw * w,
+                     sn = t.n > 1 ? 2 * static_cast<cuuint64_t>(v.n > 1 ? v.sn : v.sg) : sh * h;
+    const cuuint32_t each = static_cast<cuuint32_t>(stride);
+    const cuuint64_t dims[4] = {static_cast<cuuint64_t>(v.c), w, h, static_cast<cuuint64_t>(t.n)},
+                     strides[3] = {sw, sh, sn};
+    const cuuint32_t box[4] = {CU_CHUNK, t.bw * each, t.bh * each, static_cast<cuuint32_t>(t.bn)},
+                     every[4] = {1, each, each, 1};
+    return encode(make, map, v.p, 4, dims, strides, box, every);
+}
+
+/* [rows][taps][c] */
+static inline bool encode_weights(encoder make, CUtensorMap *map, const void *weights, cuuint64_t c, cuuint64_t taps,
+                                  int rows, uint32_t box_rows) {
+    const cuuint64_t dims[3] = {c, taps, static_cast<cuuint64_t>(rows)}, strides[2] = {c * 2, c * taps * 2};
+    const cuuint32_t box[3] = {CU_CHUNK, 1, box_rows}, every[3] = {1, 1, 1};
+    return encode(make, map, weights, 3, dims, strides, box, every);
+}
+
 #endif

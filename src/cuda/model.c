@@ -6,9 +6,12 @@
 
 #include <math.h>
 
-const cu_tile_size cu_wgmma_tiles[CU_N_WGMMA_TILES] = {
+const cu_tile_size cu_product_tiles[CU_N_PRODUCT_TILES] = {
 #define X(index, groups, height, columns, blocks) [index] = {(groups) * (height)*64, columns, blocks},
     CU_WGMMA_TILES(X)
+#undef X
+#define X(index, height, columns) [index] = {(height)*64, columns, 1},
+        CU_TURNS_TILES(X)
 #undef X
 };
 
@@ -17,15 +20,18 @@ const cu_tile_size cu_wgmma_tiles[CU_N_WGMMA_TILES] = {
 const cu_model cu_h200 = {.n_sm = 132,
                           .memory = 4800,
                           .multiply = 4055,
-                          .copy = 263,
-                          .zero_row = 2,
-                          .latency = 958,
+                          .copy = 217,
+                          .zero_row = 2.19,
+                          .latency = 985,
                           .launch = 910,
-                          .ends = 2150,
-                          .finish = 11.7,
-                          .across = 14.3,
-                          .beside = 0.98,
-                          .useful = 0.84};
+                          .ends = 1886,
+                          .finish = 12.4,
+                          .across = 13.9,
+                          .beside = 0.96,
+                          .useful = 0.76,
+                          .normed = 1.35,
+                          .turn = 4.08,
+                          .stream = 97.6};
 
 /* Clusters of 4 and 8 do not fill the device: its multiprocessors are in clusters of their own, of 16 or 18 less the
  * faulty ones. 120 of 132 could be used where this was measured. */
@@ -37,9 +43,22 @@ static int32_t stages(const cu_tile_size *s) {
     return fit < 8 ? fit : 8;
 }
 
-double cu_wgmma_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int32_t members, int32_t tile,
-                   int32_t splits) {
-    const cu_tile_size *s = &cu_wgmma_tiles[tile];
+/* A block that stays: its tiles' steps in a row, as many tiles as the block with the most has; the results of each but
+ * the last leave beside the next one's steps, unless these are fewer. */
+static double turns_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int32_t members, const cu_tile_size *s) {
+    const double sums = (double)s->rows * s->columns,
+                 tiles = ceil((double)members * t->tiles * cu_ceil_div(n_rows, s->columns) / m->n_sm),
+                 multiply = t->steps * sums * CU_CHUNK / m->multiply,
+                 copy = t->steps * (double)(s->rows + s->columns) * CU_CHUNK_BYTES / m->stream,
+                 finish = sums / 64 * m->turn, steps = fmax(sqrt(multiply * multiply + copy * copy), finish),
+                 read = (double)members * n_rows * t->steps * CU_CHUNK_BYTES / (m->memory * m->useful);
+    return (m->launch + m->ends + sqrt(tiles * steps * tiles * steps + read * read) + finish) * 1e-3;
+}
+
+double cu_product_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int32_t members, int32_t tile,
+                     int32_t splits) {
+    const cu_tile_size *s = &cu_product_tiles[tile];
+    if (tile >= CU_N_WGMMA_TILES) return turns_us(m, t, n_rows, members, s);
     const int32_t columns = cu_ceil_div(n_rows, s->columns), here = places(m, splits),
                   empty = columns * s->columns - n_rows; /* rows of the last tile of columns */
     const double blocks = (double)members * t->tiles * columns * splits, waves = ceil(blocks / (here * s->blocks)),
@@ -58,19 +77,23 @@ double cu_wgmma_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int32_
 /* Sharing begins with the ring's second round. Where measured, pairs took 0.87 to 1.04 of the time at 4 splits, as
  * little of low tiles, which read more weights, at 2; elsewhere waiting for each other cost as much as was saved. */
 static bool pairs_pay(const cu_tiling *t, int32_t tile, int32_t splits) {
-    const cu_tile_size *s = &cu_wgmma_tiles[tile];
-    return cu_can_pair(t, splits) && (splits == 4 || (splits == 2 && s->rows == 64)) &&
-           t->steps / splits >= 2 * stages(s);
+    const cu_tile_size *s = &cu_product_tiles[tile];
+    return tile < CU_N_WGMMA_TILES && cu_can_pair(t, splits) && (splits == 4 || (splits == 2 && s->rows == 64)) &&
+           t->steps / splits > stages(s);
+}
+
+double cu_layer_norm_us(const cu_model *m, int64_t values) {
+    return (m->launch + 2300 + 4.0 * (double)values / (m->memory * m->useful)) * 1e-3;
 }
 
 /* A part of two steps or more: of one alone the ring is for nothing. */
-cu_choice cu_wgmma_splits(const cu_model *m, const cu_product_args *a, int32_t members, int32_t tile) {
+cu_choice cu_product_splits(const cu_model *m, const cu_product_args *a, int32_t members, int32_t tile) {
     cu_tiling t;
-    cu_wgmma_tiling(&t, a, cu_wgmma_tiles[tile].rows);
+    cu_wgmma_tiling(&t, a, cu_product_tiles[tile].rows);
     t.steps += cu_shortcut_steps(a);
-    cu_choice best = {.tile = tile, .splits = 1, .us = cu_wgmma_us(m, &t, a->n_rows, members, tile, 1)};
-    for (int32_t s = 2; s <= CU_WGMMA_MAX_SPLITS && t.steps >= 2 * s; s *= 2) {
-        const double us = cu_wgmma_us(m, &t, a->n_rows, members, tile, s);
+    cu_choice best = {.tile = tile, .splits = 1, .us = cu_product_us(m, &t, a->n_rows, members, tile, 1)};
+    for (int32_t s = 2; tile < CU_N_WGMMA_TILES && s <= CU_WGMMA_MAX_SPLITS && t.steps >= 2 * s; s *= 2) {
+        const double us = cu_product_us(m, &t, a->n_rows, members, tile, s);
         if (us < best.us) best.splits = s, best.us = us;
     }
     best.pairs = pairs_pay(&t, tile, best.splits);
@@ -78,10 +101,10 @@ cu_choice cu_wgmma_splits(const cu_model *m, const cu_product_args *a, int32_t m
 }
 
 /* Of equals the last: higher tiles read weights less often. */
-cu_choice cu_wgmma_choose(const cu_model *m, const cu_product_args *a, int32_t members) {
-    cu_choice best = cu_wgmma_splits(m, a, members, 0);
-    for (int32_t tile = 1; tile < CU_N_WGMMA_TILES; tile++) {
-        const cu_choice c = cu_wgmma_splits(m, a, members, tile);
+cu_choice cu_product_choose(const cu_model *m, const cu_product_args *a, int32_t members, bool turns) {
+    cu_choice best = cu_product_splits(m, a, members, 0);
+    for (int32_t tile = 1; tile < (turns ? CU_N_PRODUCT_TILES : CU_N_WGMMA_TILES); tile++) {
+        const cu_choice c = cu_product_splits(m, a, members, tile);
         if (c.us <= best.us) best = c;
     }
     return best;

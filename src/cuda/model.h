@@ -13,7 +13,7 @@ extern "C" {
 typedef struct cu_tile_size {
     int32_t rows, columns, blocks; /* blocks: on a multiprocessor at once */
 } cu_tile_size;
-extern const cu_tile_size cu_wgmma_tiles[CU_N_WGMMA_TILES];
+extern const cu_tile_size cu_product_tiles[CU_N_PRODUCT_TILES];
 
 typedef struct cu_model {
     int32_t n_sm;
@@ -28,6 +28,9 @@ typedef struct cu_model {
     double across;   /* ns of 64 sums of another block of the cluster on their way to this one */
     double beside;   /* of a second block on a multiprocessor, the part of finish that the first does not cover */
     double useful;   /* of memory: what products reach */
+    double normed;   /* times the product's alone that one takes which sums up its rows, for a layer norm */
+    double turn;     /* ns of 64 sums of a block that stays, on their way out while others are made */
+    double stream;   /* bytes a ns that the copy engine brings to a block that stays */
 } cu_model;
 /* Of the H200 that the constants were fitted on; a device puts its own n_sm and memory in their place. */
 extern const cu_model cu_h200;
@@ -39,12 +42,15 @@ typedef struct cu_choice {
 } cu_choice;
 
 /* Of `members` products with tiling t by that tile and n_rows rows of weights each, in one launch. */
-double cu_wgmma_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int32_t members, int32_t tile,
-                   int32_t splits);
+double cu_product_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int32_t members, int32_t tile,
+                     int32_t splits);
 /* The best splits of a tile, and whether its tiles go in pairs; of the args only the sizes count. */
-cu_choice cu_wgmma_splits(const cu_model *m, const cu_product_args *a, int32_t members, int32_t tile);
-/* The best tile with its splits. */
-cu_choice cu_wgmma_choose(const cu_model *m, const cu_product_args *a, int32_t members);
+cu_choice cu_product_splits(const cu_model *m, const cu_product_args *a, int32_t members, int32_t tile);
+/* The best tile with its splits; turns: of turns.cu's, too. */
+cu_choice cu_product_choose(const cu_model *m, const cu_product_args *a, int32_t members, bool turns);
+
+/* A layer norm of so many halfs by itself, read and written: what `linework-gpu-norm` measured, within a fifth. */
+double cu_layer_norm_us(const cu_model *m, int64_t values);
 
 /* Whether a product has so many channels that at most half of each step is zeros. Below that mma.sync is faster: 8
  * channels, 48x32 twice, 320 columns took 8.7 us there and 14.6 here. */

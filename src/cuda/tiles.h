@@ -110,6 +110,16 @@ static inline bool cu_wgmma_tiling(cu_tiling *t, const cu_product_args *a, int32
     return flat;
 }
 
+/* Whether turns.cu can do it: rows times a matrix, with a bias, and with a residual or GEGLU. */
+static inline bool cu_turns_fit(const cu_product_args *a) {
+    const cu_epilogue *e = &a->epi;
+    const bool gated = e->act == CU_ACT_GEGLU;
+    return a->kh == 1 && a->kw == 1 && a->stride == 1 && !a->pad_top && !a->pad_left && !a->shortcut_weights &&
+           !a->folded && !e->addend.p && !e->scale && (gated || e->act == CU_ACT_NONE) &&
+           (!e->residual.p || (!gated && e->residual.half && cu_is_flat(&e->residual))) && cu_is_flat(&a->in) &&
+           cu_is_flat(&a->out);
+}
+
 /* Whether the tiles of pixels can go in pairs that share weights, in clusters of at most 8 blocks. */
 CU_BOTH bool cu_can_pair(const cu_tiling *t, int32_t splits) { return t->tiles % 2 == 0 && splits <= 4; }
 

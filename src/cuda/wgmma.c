@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
- * Tactics over the Hopper product kernels (wgmma.cu), in half on sm_90 alone, with the whole epilogue. The first of
- * all, linear_wgmma and conv2d_wgmma, take the tile that the model says (model.h). Those of one tile each stand behind
- * the libraries: which of them is faster yet for a shape is the tuner's to find. */
+ * Tactics over the Hopper product kernels (wgmma.cu, turns.cu), in half on sm_90 alone, with the whole epilogue. The
+ * first of all, linear_wgmma and conv2d_wgmma, take the tile that the model says (model.h). Those of one tile each
+ * stand behind the libraries: which of them is faster yet for a shape is the tuner's to find. */
 #include "cuda/device.h"
 #include "cuda/model.h"
 
@@ -33,26 +33,50 @@ static bool supports(const lw_backend *backend, const lw_params *params, const l
             continue;
         }
         /* a tile of twice what there is only wastes */
-        const cu_tile_size *t = &cu_wgmma_tiles[tile];
+        const cu_tile_size *t = &cu_product_tiles[tile];
         if ((t->rows > 64 && t->rows >= 2 * rows) || (t->columns > 64 && t->columns >= 2 * d[0])) return false;
     }
     return true;
 }
 
-static cu_choice choose(const cu_backend *b, const lw_params *params, const lw_op *op, int32_t tile) {
-    const lw_product_args *p = &op->m->product;
+/* A view's sizes; its address is not known yet, but whether there will be one. */
+static cu_view shape_of(lw_view v) {
+    cu_view shape = cu_view_of(v);
+    shape.p = lw_view_is(v) ? (void *)1 : NULL;
+    return shape;
+}
+
+/* A member as far as it is known before it runs: sizes, and what there is. */
+static cu_product_args sizes_of(const lw_params *params, const lw_product_args *p) {
     int64_t d[4];
     lw_param_dims(params, p->w, d);
-    const cu_product_args a = {.in = cu_view_of(p->in.a),
-                               .out = cu_view_of(p->out),
-                               .n_rows = (int32_t)d[0],
-                               .kh = p->kh,
-                               .kw = p->kw,
-                               .stride = p->stride,
-                               .pad_top = p->pad_top,
-                               .pad_left = p->pad_left};
-    return tile == ANY_TILE ? cu_wgmma_choose(&b->model, &a, op->n_member)
-                            : cu_wgmma_splits(&b->model, &a, op->n_member, tile);
+    return (cu_product_args){.in = cu_view_of(p->in.a),
+                             .out = cu_view_of(p->out),
+                             .n_rows = (int32_t)d[0],
+                             .kh = p->kh,
+                             .kw = p->kw,
+                             .stride = p->stride,
+                             .pad_top = p->pad_top,
+                             .pad_left = p->pad_left,
+                             .shortcut_weights = shape_of(p->shortcut_a).p,
+                             .epi = {.act = (int32_t)p->epi.act,
+                                     .addend = shape_of(p->epi.addend),
+                                     .scale = shape_of(p->epi.scale).p,
+                                     .residual = shape_of(p->epi.residual)}};
+}
+
+static bool turns_fit(const cu_backend *b, const lw_params *params, const lw_op *op) {
+    for (int32_t i = 0; i < op->n_member; i++) {
+        const cu_product_args a = sizes_of(params, &op->m[i].product);
+        if (!cu_turns_fit(&a)) return false;
+    }
+    return b->turns;
+}
+
+static cu_choice choose(const cu_backend *b, const lw_params *params, const lw_op *op, int32_t tile, bool normed) {
+    const cu_product_args a = sizes_of(params, &op->m->product);
+    return tile == ANY_TILE ? cu_product_choose(&b->model, &a, op->n_member, !normed && turns_fit(b, params, op))
+                            : cu_product_splits(&b->model, &a, op->n_member, tile);
 }
 
 /* ---- a tactic's three functions, for a tile or for the model's choice (ANY_TILE) */
@@ -63,7 +87,7 @@ static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op
     wgmma_state *s = lw_alloc(1, sizeof *s);
     if (!s) return lw_fail(err, LW_ENOMEM, "op %s: no memory for its state", op->name);
     *state = s;
-    s->choice = choose(cu_of(backend), params, op, tile);
+    s->choice = choose(cu_of(backend), params, op, tile, normed);
     s->normed = normed;
     for (int32_t i = 0; i < op->n_member; i++) {
         const lw_product_args *p = &op->m[i].product;
@@ -104,35 +128,36 @@ enum {
 };
 
 /* A tactic has no data of its own: each tile has functions that name it. */
-#define X(index, groups, height, columns, blocks)                                                                      \
-    static bool supports_##index(const lw_backend *b, const lw_params *params, const lw_op *op) {                      \
-        return supports(b, params, op, index);                                                                         \
-    }                                                                                                                  \
+#define TILE_TACTICS(index, name)                                                                                      \
     static lw_status prepare_##index(lw_backend *b, lw_params *params, const lw_op *op, void **state,                  \
                                      size_t *workspace_bytes, lw_error *err) {                                         \
         (void)workspace_bytes;                                                                                         \
         return prepare(b, params, op, state, index, false, err);                                                       \
     }                                                                                                                  \
-    static const lw_tactic linear_##index = {"linear_wgmma_" #groups "x" #height "x" #columns,                         \
-                                             LW_OP_LINEAR,                                                             \
-                                             TAKES,                                                                    \
-                                             supports_##index,                                                         \
-                                             prepare_##index,                                                          \
-                                             run,                                                                      \
-                                             cu_release},                                                              \
-                           conv2d_##index = {"conv2d_wgmma_" #groups "x" #height "x" #columns,                         \
-                                             LW_OP_CONV2D,                                                             \
-                                             TAKES,                                                                    \
-                                             supports_##index,                                                         \
-                                             prepare_##index,                                                          \
-                                             run,                                                                      \
-                                             cu_release};
+    static const lw_tactic linear_##index = {"linear_wgmma_" name, LW_OP_LINEAR, TAKES,     supports_##index,          \
+                                             prepare_##index,      run,          cu_release},                          \
+                           conv2d_##index = {"conv2d_wgmma_" name, LW_OP_CONV2D, TAKES,     supports_##index,          \
+                                             prepare_##index,      run,          cu_release};
+
+#define X(index, groups, height, columns, blocks)                                                                      \
+    static bool supports_##index(const lw_backend *b, const lw_params *params, const lw_op *op) {                      \
+        return supports(b, params, op, index);                                                                         \
+    }                                                                                                                  \
+    TILE_TACTICS(index, #groups "x" #height "x" #columns)
 CU_WGMMA_TILES(X)
 #undef X
 
+#define X(index, height, columns)                                                                                      \
+    static bool supports_##index(const lw_backend *b, const lw_params *params, const lw_op *op) {                      \
+        return supports(b, params, op, index) && turns_fit((const cu_backend *)b, params, op);                         \
+    }                                                                                                                  \
+    TILE_TACTICS(index, "t" #height "x" #columns)
+CU_TURNS_TILES(X)
+#undef X
+
 const lw_tactic *const cu_wgmma_tile_tactics[] = {
-#define X(index, groups, height, columns, blocks) &linear_##index, &conv2d_##index,
-    CU_WGMMA_TILES(X)
+#define X(index, ...) &linear_##index, &conv2d_##index,
+    CU_WGMMA_TILES(X) CU_TURNS_TILES(X)
 #undef X
         NULL};
 
@@ -153,6 +178,16 @@ static const lw_tactic conv2d_any = {"conv2d_wgmma", LW_OP_CONV2D, TAKES, suppor
 
 /* ---- a layer norm and its linear in one launch */
 
+/* Where there are many rows, a norm by itself and turns.cu's product may be faster. */
+static bool normed_pays(const cu_backend *b, const lw_params *params, const lw_op *op) {
+    const lw_view *in = &op->m->product.in.a;
+    const cu_product_args a = sizes_of(params, &op->m->product);
+    const double normed = cu_product_choose(&b->model, &a, op->n_member, false).us,
+                 apart = cu_product_choose(&b->model, &a, op->n_member, turns_fit(b, params, op)).us;
+    return b->model.normed * normed <
+           apart + cu_layer_norm_us(&b->model, (int64_t)op->n_member * in->g * in->n * in->h * in->w * in->c);
+}
+
 static bool supports_normed(const lw_backend *b, const lw_params *params, const lw_op *op) {
     for (int32_t i = 0; i < op->n_member; i++) {
         const lw_product_args *p = &op->m[i].product;
@@ -161,7 +196,7 @@ static bool supports_normed(const lw_backend *b, const lw_params *params, const 
             !lw_view_dense(&in->a) || in->a.g != p->out.g || in->a.n != p->out.n || p->kh * p->kw != 1)
             return false;
     }
-    return supports_any(b, params, op);
+    return supports_any(b, params, op) && normed_pays((const cu_backend *)b, params, op);
 }
 
 static lw_status prepare_normed(lw_backend *backend, lw_params *params, const lw_op *op, void **state,

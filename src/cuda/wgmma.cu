@@ -98,8 +98,7 @@ CU_DEVICE void own_sums(const float *from, float v[8]) {
     const float4 first = *reinterpret_cast<const float4 *>(from + turn),
                  second = *reinterpret_cast<const float4 *>(from + (turn ^ 4)), low = turn ? second : first,
                  high = turn ? first : second;
-    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
-    v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+    spread8(low, high, v);
 }
 
 /* The same, added up over the SPLITS blocks from `block` on in order; this one is number `rank` of them. The way
@@ -130,8 +129,7 @@ template <int SPLITS> CU_DEVICE void gather(const float *from, bool wants, int b
                  got = make_float4(__shfl_xor_sync(CU_ALL_LANES, give.x, 1), __shfl_xor_sync(CU_ALL_LANES, give.y, 1),
                                    __shfl_xor_sync(CU_ALL_LANES, give.z, 1), __shfl_xor_sync(CU_ALL_LANES, give.w, 1)),
                  low = odd ? got : keep, high = odd ? keep : got;
-    v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
-    v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+    spread8(low, high, v);
 }
 
 /* ---- layer norm */
@@ -601,27 +599,6 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
 
 /* ---- launching */
 
-/* Pixels in boxes of the tile's, every stride-th of both axes; flat: as one row. */
-bool encode_pixels(encoder make, CUtensorMap *map, const cu_view &v, const cu_tiling &t, int stride, bool flat) {
-    const cuuint64_t sw = 2 * v.sw, w = flat ? t.w : v.w, h = flat ? 1 : v.h,
-                     sh = h > 1 ? 2 * static_cast<cuuint64_t>(v.sh) : sw * w,
-                     sn = t.n > 1 ? 2 * static_cast<cuuint64_t>(v.n > 1 ? v.sn : v.sg) : sh * h;
-    const cuuint32_t each = static_cast<cuuint32_t>(stride);
-    const cuuint64_t dims[4] = {static_cast<cuuint64_t>(v.c), w, h, static_cast<cuuint64_t>(t.n)},
-                     strides[3] = {sw, sh, sn};
-    const cuuint32_t box[4] = {CU_CHUNK, t.bw * each, t.bh * each, static_cast<cuuint32_t>(t.bn)},
-                     every[4] = {1, each, each, 1};
-    return encode(make, map, v.p, 4, dims, strides, box, every);
-}
-
-/* [rows][taps][c] */
-bool encode_weights(encoder make, CUtensorMap *map, const void *weights, cuuint64_t c, cuuint64_t taps, int rows,
-                    uint32_t box_rows) {
-    const cuuint64_t dims[3] = {c, taps, static_cast<cuuint64_t>(rows)}, strides[2] = {c * 2, c * taps * 2};
-    const cuuint32_t box[3] = {CU_CHUNK, 1, box_rows}, every[3] = {1, 1, 1};
-    return encode(make, map, weights, 3, dims, strides, box, every);
-}
-
 template <int GROUPS, int HEIGHT, int BN, int BLOCKS>
 cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encode_map) {
     typedef ring<GROUPS, HEIGHT, BN, BLOCKS> R;
@@ -667,27 +644,8 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, R::BYTES);
     if (e != cudaSuccess) return e;
     const int wide = args.gates ? BN / 2 : BN, tiles = cu_ceil_div(first.out.c, wide);
-    cudaLaunchAttribute attributes[2] = {};
-    unsigned n_attributes = 0;
-    if (order.overlap) {
-        attributes[n_attributes].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attributes[n_attributes++].val.programmaticStreamSerializationAllowed = 1;
-    }
-    if (first.splits > 1 || args.pair) {
-        attributes[n_attributes].id = cudaLaunchAttributeClusterDimension;
-        attributes[n_attributes].val.clusterDim.x = first.splits;
-        attributes[n_attributes].val.clusterDim.y = 1 + args.pair;
-        attributes[n_attributes].val.clusterDim.z = 1;
-        n_attributes++;
-    }
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(tiles * first.splits, args.t.tiles, n);
-    config.blockDim = dim3(R::THREADS);
-    config.dynamicSmemBytes = R::BYTES;
-    config.stream = order.stream;
-    config.attrs = attributes;
-    config.numAttrs = n_attributes;
-    return cudaLaunchKernelEx(&config, kernel, args);
+    return start_clusters(order, kernel, dim3(tiles * first.splits, args.t.tiles, n), dim3(first.splits, 1 + args.pair),
+                          R::THREADS, R::BYTES, args);
 }
 
 } // namespace
@@ -698,6 +656,6 @@ cudaError_t cu_wgmma(cu_order order, const cu_product_args *args, int32_t n, voi
     case index: return launch<groups, height, columns, blocks>(order, args, n, encode_map);
         CU_WGMMA_TILES(X)
 #undef X
-    default: return cudaErrorInvalidValue;
+    default: return cu_turns(order, args, n, encode_map);
     }
 }

@@ -146,7 +146,7 @@ static float *whole_numbers(int64_t n, uint32_t seed) {
 }
 
 static void check(const shape *s, int32_t tile, int32_t splits_bits) {
-    rig r = {.s = s, .size = cu_wgmma_tiles[tile]};
+    rig r = {.s = s, .size = cu_product_tiles[tile]};
     const int32_t rows = s->geglu ? 2 * s->o : s->o;
     const int64_t pixels = (int64_t)s->n * s->out_h * s->out_w, total = pixels * s->o;
     r.a = (cu_product_args){.in = {.half = 1,
@@ -243,6 +243,43 @@ static void every_tile_is_a_convolution(void **state) {
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int32_t tile = 0; tile < CU_N_WGMMA_TILES; tile++) check(&shapes[i], tile, i % 2 ? 0 : 1);
+}
+
+/* What turns.cu takes is rows times a matrix, and no more of an epilogue than a bias and a residual or GEGLU. */
+static void blocks_that_stay_take_matrices(void **state) {
+    (void)state;
+    float value = 0;
+    const cu_view flat = {
+        .p = &value, .half = 1, .g = 2, .n = 1, .h = 4, .w = 6, .c = 64, .sw = 64, .sh = 384, .sg = 1536};
+    const cu_product_args good = {.in = flat, .out = flat, .n_rows = 64, .kh = 1, .kw = 1, .stride = 1};
+    cu_product_args a = good;
+    assert_true(cu_turns_fit(&a));
+    a.epi = (cu_epilogue){.bias = &value, .residual = flat};
+    assert_true(cu_turns_fit(&a));
+    a.epi.residual.sg = 0; /* the same for both passes */
+    assert_false(cu_turns_fit(&a));
+    a.epi = (cu_epilogue){.act = CU_ACT_GEGLU};
+    assert_true(cu_turns_fit(&a));
+    a.epi.residual = flat;
+    assert_false(cu_turns_fit(&a));
+    a.epi = (cu_epilogue){.act = CU_ACT_SILU};
+    assert_false(cu_turns_fit(&a));
+    a.epi = (cu_epilogue){.addend = flat};
+    assert_false(cu_turns_fit(&a));
+    a.epi = (cu_epilogue){.scale = &value};
+    assert_false(cu_turns_fit(&a));
+    a = good, a.kh = 3;
+    assert_false(cu_turns_fit(&a));
+    a = good, a.stride = 2;
+    assert_false(cu_turns_fit(&a));
+    a = good, a.out.sh = 448; /* rows with something between them */
+    assert_false(cu_turns_fit(&a));
+    a = good, a.in.sw = 128, a.in.sh = 768, a.in.sg = 3072; /* a slice of wider rows */
+    assert_true(cu_turns_fit(&a));
+    a = good, a.shortcut_weights = &value;
+    assert_false(cu_turns_fit(&a));
+    a = good, a.folded = &value;
+    assert_false(cu_turns_fit(&a));
 }
 
 /* The boxes that the networks' pictures get fill their tiles as well as their sizes allow. */
@@ -421,7 +458,8 @@ static void gelu_is_exact_for_half(void **state) {
     (void)state;
     for (int i = -12000; i <= 12000; i++) {
         double x = i / 1000.0, want = 0.5 * x * erfc(-x / sqrt(2)), got = (double)cu_gelu((float)x);
-        if (fabs(got - want) > 1e-7 * (1 + fabs(x)) + 1e-6 * fabs(want)) fail_msg("gelu(%g) is %g, not %g", x, got, want);
+        if (fabs(got - want) > 1e-7 * (1 + fabs(x)) + 1e-6 * fabs(want))
+            fail_msg("gelu(%g) is %g, not %g", x, got, want);
     }
     assert_true(isnan(cu_gelu(NAN)));
     assert_true(cu_gelu(0) == 0 && cu_gelu(60000) == 60000 && fabsf(cu_gelu(-60000)) == 0);
@@ -430,8 +468,11 @@ static void gelu_is_exact_for_half(void **state) {
 
 int main(void) {
 #ifdef LW_HAVE_CUDA
-    const struct CMUnitTest tests[] = {cmocka_unit_test(dividers_divide), cmocka_unit_test(every_tile_is_a_convolution),
-                                       cmocka_unit_test(boxes_fill_tiles), cmocka_unit_test(sums_are_a_bijection),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(dividers_divide),
+                                       cmocka_unit_test(every_tile_is_a_convolution),
+                                       cmocka_unit_test(blocks_that_stay_take_matrices),
+                                       cmocka_unit_test(boxes_fill_tiles),
+                                       cmocka_unit_test(sums_are_a_bijection),
                                        cmocka_unit_test(every_head_is_attention),
                                        cmocka_unit_test(blocks_fill_multiprocessors),
                                        cmocka_unit_test(gelu_is_exact_for_half)};
