@@ -75,6 +75,8 @@ enum { BENCH_ALL = (1 << BENCH_N_PROGRAMS) - 1 };
 lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, const bench_shape *shape,
                          uint32_t programs, lw_choices *choices, const lw_tune_hooks *tune, lw_error *err);
 void bench_job_close(bench_job *job);
+/* Where an extern buffer of the programs is; NULL: there is none of that name. */
+void *bench_job_buffer(const bench_job *job, const char *name);
 /* Puts the state before the first step. */
 lw_status bench_job_reset(bench_job *job, lw_error *err);
 /* Draws the first latents again, so that the same picture comes out. */

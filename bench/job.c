@@ -44,7 +44,7 @@ static void record(bench_job *job, int i) {
     }
 }
 
-static void *find(const bench_job *job, const char *name) {
+void *bench_job_buffer(const bench_job *job, const char *name) {
     for (int32_t i = 0; i < job->n_buffers; i++)
         if (!strcmp(job->buffers[i].name, name)) return job->buffers[i].at;
     return NULL;
@@ -75,7 +75,7 @@ static lw_status bind(bench_job *job, int i, lw_error *err) {
     for (int32_t k = 0; k < p->n_buffers; k++) {
         const lw_buffer *b = &p->buffers[k];
         if (b->kind != LW_BUFFER_EXTERN) continue;
-        void *at = find(job, b->name);
+        void *at = bench_job_buffer(job, b->name);
         if (!at) {
             if (job->n_buffers == BENCH_MAX_BUFFERS) return lw_fail(err, LW_EINTERNAL, "too many buffers");
             LW_TRY(job->backend->alloc(job->backend, (size_t)b->bytes, &at, err));
@@ -153,17 +153,17 @@ lw_status bench_job_reset(bench_job *job, lw_error *err) {
     for (int32_t i = 0; i < job->shape.steps; i++) /* keeps the latents of one size */
         rows[i] = job->shape.bare ? (lw_row){.noise = -1, .guidance = 2, .x_e = 1}
                                   : (lw_row){.noise = -1, .guidance = 9, .x_x = 0.99f, .x_e = -0.01f};
-    lw_status done = b->upload(b, find(job, "rows"), rows, (size_t)job->shape.steps * sizeof *rows, err);
+    lw_status done = b->upload(b, bench_job_buffer(job, "rows"), rows, (size_t)job->shape.steps * sizeof *rows, err);
     lw_free(rows);
     LW_TRY(done);
-    return b->upload(b, find(job, "status"), status, sizeof status, err);
+    return b->upload(b, bench_job_buffer(job, "status"), status, sizeof status, err);
 }
 
 lw_status bench_job_restart(bench_job *job, lw_error *err) {
     const lw_program *p = job->programs[BENCH_DECODE];
     for (int32_t i = 0; i < p->n_buffers; i++)
         if (p->buffers[i].kind == LW_BUFFER_EXTERN && !strcmp(p->buffers[i].name, "x"))
-            LW_TRY(fill(job, &p->buffers[i], find(job, "x"), err));
+            LW_TRY(fill(job, &p->buffers[i], bench_job_buffer(job, "x"), err));
     return LW_OK;
 }
 
@@ -171,7 +171,7 @@ lw_status bench_job_hash(bench_job *job, uint64_t *hash, lw_error *err) {
     size_t bytes = (size_t)lw_plan_extern_bytes(job->plans[BENCH_DECODE], "image");
     unsigned char *host = lw_alloc(bytes, 1);
     if (!host) return lw_fail(err, LW_ENOMEM, "no memory for %zu bytes of pictures", bytes);
-    lw_status status = job->backend->download(job->backend, host, find(job, "image"), bytes, err);
+    lw_status status = job->backend->download(job->backend, host, bench_job_buffer(job, "image"), bytes, err);
     *hash = 0xcbf29ce484222325u;
     for (size_t i = 0; i < bytes; i++) *hash = (*hash ^ host[i]) * 0x100000001b3u;
     lw_free(host);
@@ -190,8 +190,9 @@ static lw_status fetch_floats(bench_job *job, int program, const char *name, flo
     *n = bytes / (byte ? 1 : half ? 2 : 4);
     char *raw = lw_alloc(bytes, 1);
     float *values = lw_alloc(*n, sizeof *values);
-    lw_status status = raw && values ? job->backend->download(job->backend, raw, find(job, name), bytes, err)
-                                     : lw_fail(err, LW_ENOMEM, "no memory for %zu values of %s", *n, name);
+    lw_status status = raw && values
+                           ? job->backend->download(job->backend, raw, bench_job_buffer(job, name), bytes, err)
+                           : lw_fail(err, LW_ENOMEM, "no memory for %zu values of %s", *n, name);
     for (size_t i = 0; status == LW_OK && i < *n; i++) {
         uint16_t h;
         if (byte) values[i] = (float)(unsigned char)raw[i];
@@ -246,7 +247,7 @@ lw_status bench_job_outputs(bench_job *job, const char *path, bool compare, doub
             float *values = NULL;
             size_t n = 0;
             snprintf(name, sizeof name, "%s", runs[i].names[k]);
-            if (!find(job, name)) continue;
+            if (!bench_job_buffer(job, name)) continue;
             LW_GO(fetch_floats(job, runs[i].program, name, &values, &n, err));
             uint64_t count = n;
             if (compare) status = compare_floats(name, values, n, file, most, err);
@@ -268,7 +269,7 @@ out:
 
 lw_status bench_job_finish(bench_job *job, bool *finite, lw_error *err) {
     int32_t status[4];
-    LW_TRY(job->backend->download(job->backend, status, find(job, "status"), sizeof status, err));
+    LW_TRY(job->backend->download(job->backend, status, bench_job_buffer(job, "status"), sizeof status, err));
     *finite = status[2] == 0;
     return LW_OK;
 }

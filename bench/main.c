@@ -267,6 +267,63 @@ static lw_status run_image(bench_job *job, const bench_options *o, double ms[5],
     return LW_OK;
 }
 
+/* What the host learns of a step, as a session does (src/pipe/session.c). */
+enum { N_NEWS = 2 };
+typedef struct news {
+    void *mark, *status, *x; /* x: latents for a preview */
+} news;
+
+/* The steps again, each told of to the host while the next one runs: its status, and the latents that a preview needs.
+ */
+static lw_status run_told_steps(bench_job *job, const bench_options *o, news *k, size_t latents, double *ms,
+                                lw_error *err) {
+    lw_backend *b = job->backend;
+    bool ignored;
+    LW_TRY(bench_job_restart(job, err));
+    LW_TRY(bench_job_reset(job, err));
+    LW_TRY(bench_job_finish(job, &ignored, err));
+    double begin = now_ms(o);
+    LW_TRY(lw_plan_run(job->plans[BENCH_BEGIN], err));
+    for (int32_t i = 0; i < job->shape.steps + N_NEWS - 1; i++) {
+        if (i < job->shape.steps) {
+            news *now = &k[i % N_NEWS];
+            LW_TRY(lw_plan_run(job->plans[BENCH_STEP], err));
+            LW_TRY(lw_fetch(b, now->status, bench_job_buffer(job, "status"), 4 * sizeof(int32_t), err));
+            if (latents) LW_TRY(lw_fetch(b, now->x, bench_job_buffer(job, "x"), latents, err));
+            LW_TRY(lw_mark(b, &now->mark, err));
+        }
+        if (i >= N_NEWS - 1) LW_TRY(lw_wait(b, k[(i + 1) % N_NEWS].mark, err));
+    }
+    LW_TRY(bench_job_finish(job, &ignored, err));
+    *ms = now_ms(o) - begin;
+    return LW_OK;
+}
+
+/* What progress, cancelling and previews cost beside steps that nobody is told of. */
+static lw_status print_told_steps(bench_job *job, const bench_options *o, double *ms, double steps_ms, lw_error *err) {
+    static const char *const names[2] = {"progress", "previews"};
+    const size_t latents = (size_t)(o->shape.width / 8) * (size_t)(o->shape.height / 8) * 8 * sizeof(float);
+    news k[N_NEWS] = {0};
+    lw_status status = LW_OK;
+    for (int i = 0; i < N_NEWS && status == LW_OK; i++) {
+        status = lw_alloc_host(job->backend, 4 * sizeof(int32_t), &k[i].status, err);
+        if (status == LW_OK) status = lw_alloc_host(job->backend, latents, &k[i].x, err);
+    }
+    for (int kind = 0; kind < 2 && status == LW_OK; kind++) {
+        for (int32_t r = 0; r < o->repeat && status == LW_OK; r++)
+            status = run_told_steps(job, o, k, kind ? latents : 0, &ms[r], err);
+        if (status != LW_OK) break;
+        double told = bench_median(ms, o->repeat);
+        printf("# steps with %s: %.3f ms, %+.2f %%\n", names[kind], told, 100 * (told / steps_ms - 1));
+    }
+    for (int i = 0; i < N_NEWS; i++) {
+        lw_free_mark(job->backend, k[i].mark);
+        lw_free_host(job->backend, k[i].status);
+        lw_free_host(job->backend, k[i].x);
+    }
+    return status;
+}
+
 static lw_status run_latency(bench_job *job, const bench_options *o, lw_error *err) {
     static const char *const names[5] = {"text", "hint", "steps", "decode", "image"};
     double *ms[5] = {0}, one[5];
@@ -289,7 +346,8 @@ static lw_status run_latency(bench_job *job, const bench_options *o, lw_error *e
     printf("# %.3f ms a step, %s, pictures %016llx%s\n", bench_median(ms[2], o->repeat) / job->shape.steps,
            finite ? "all values finite" : "NaN or infinity came out", (unsigned long long)first,
            same ? ", the same bits in all runs" : ", OTHER BITS in other runs");
-    if (!finite || !same) status = lw_fail(err, LW_EINTERNAL, "the pictures are not finite or not always the same");
+    if (!finite || !same) LW_GO(lw_fail(err, LW_EINTERNAL, "the pictures are not finite or not always the same"));
+    status = print_told_steps(job, o, ms[4], bench_median(ms[2], o->repeat), err);
 out:
     for (int k = 0; k < 5; k++) lw_free(ms[k]);
     return status;
