@@ -63,7 +63,7 @@ typedef struct bench_job {
     } buffers[BENCH_MAX_BUFFERS];
     int32_t n_buffers;
     void *temp;
-    uint64_t device_bytes;
+    uint64_t device_bytes, free_bytes; /* planned; of the device before anything was, 0: it has no memory of its own */
     double tune_ms, plan_ms, pack_ms,
         bind_ms;         /* plan: with the model's file; bind: with the first runs but the step's */
     lw_choices *choices; /* owned; of tuning, or those that were given; may be NULL */

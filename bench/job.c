@@ -108,6 +108,7 @@ lw_status bench_job_open(bench_job *job, lw_backend *backend, const char *path, 
     char random[64];
     uint64_t temp = 0;
     *job = (bench_job){.backend = backend, .shape = *shape, .choices = choices, .file = -1};
+    if (backend->behind) job->free_bytes = backend->behind->free_bytes(backend);
     if (!path) {
         job->file = bench_sd15_file(random, err);
         if (job->file < 0) return err->code;

@@ -273,8 +273,7 @@ typedef struct news {
     void *mark, *status, *x; /* x: latents for a preview */
 } news;
 
-/* The steps again, each told of to the host while the next one runs: its status, and the latents that a preview needs.
- */
+/* The steps again, each told to the host while the next one runs: its status, and the latents for a preview. */
 static lw_status run_told_steps(bench_job *job, const bench_options *o, news *k, size_t latents, double *ms,
                                 lw_error *err) {
     lw_backend *b = job->backend;
@@ -347,7 +346,10 @@ static lw_status run_latency(bench_job *job, const bench_options *o, lw_error *e
            finite ? "all values finite" : "NaN or infinity came out", (unsigned long long)first,
            same ? ", the same bits in all runs" : ", OTHER BITS in other runs");
     if (!finite || !same) LW_GO(lw_fail(err, LW_EINTERNAL, "the pictures are not finite or not always the same"));
-    status = print_told_steps(job, o, ms[4], bench_median(ms[2], o->repeat), err);
+    LW_GO(print_told_steps(job, o, ms[4], bench_median(ms[2], o->repeat), err));
+    if (job->free_bytes)
+        printf("# device memory: %.0f MiB planned, %.0f taken\n", (double)job->device_bytes / 0x1p20,
+               (double)(job->free_bytes - job->backend->behind->free_bytes(job->backend)) / 0x1p20);
 out:
     for (int k = 0; k < 5; k++) lw_free(ms[k]);
     return status;
@@ -373,7 +375,6 @@ static lw_status run_job(const bench_options *o, lw_error *err) {
     double begin = lw_now_ms();
     LW_TRY(bench_open_backend(&backend, o, o->precision, err));
     double device_ms = lw_now_ms() - begin; /* opening it */
-    const uint64_t left = backend->behind ? backend->behind->free_bytes(backend) : 0;
     if (o->choices && !tune) {
         lw_status read = read_choices(&choices, o->choices, err);
         if (read != LW_OK) {
@@ -396,9 +397,6 @@ static lw_status run_job(const bench_options *o, lw_error *err) {
             printf("# tuned %d kinds of op in %.1f s: %.1f us once each, %.1f by preference\n",
                    lw_choices_count(job.choices), job.tune_ms * 1e-3, all.best_us, all.first_us);
         if (status == LW_OK) status = run_command(&job, o, err);
-        if (status == LW_OK && left && !strcmp(o->command, "latency"))
-            printf("# device memory: %.0f MiB planned, %.0f taken since the device was opened\n",
-                   (double)job.device_bytes / 0x1p20, (double)(left - backend->behind->free_bytes(backend)) / 0x1p20);
     }
     bench_job_close(&job);
     return status;

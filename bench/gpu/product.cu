@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT
  * The Hopper product kernels by themselves, without the library around them.
- *   check [TILE]   each tile on small awkward shapes against a plain kernel, every split, with and without overlap,
- * twice for the same bits; stops at a launch that fails, and the exit status says so time [TEXT]    each tile and
- * split, then its pairs, on SD1.5's shapes (or those whose name contains TEXT), in a graph of as many launches as make
- * their weights cold; a table as docs/perf/products-h100.tsv, then the best of each shape fill           one wave of
- * tiles with 1 to 64 steps of the sum: what a launch costs before and after its work phases [TEXT]  where a block's
- * time goes, of the tiles that the model likes best for a shape (phases.cuh) A program of its own so that a kernel that
- * breaks the device breaks nothing else. */
+ *   check [TILE]   each tile on small awkward shapes against a plain kernel: every split, pairs, with and without
+ *                  overlap, twice for the same bits; stops at a launch that fails, and the exit status says so
+ *   time [TEXT]    each tile and split, then its pairs, on SD1.5's shapes (or those whose name contains TEXT), in a
+ *                  graph of as many launches as make their weights cold: docs/perf/products-h200.tsv, then the best
+ *   fill           one wave of tiles with 1 to 64 steps of the sum: what a launch costs before and after its work
+ *   phases [TEXT]  where a block's time goes, of the tiles that the model likes best for a shape (phases.cuh)
+ * A program of its own so that a kernel that breaks the device breaks nothing else. */
 #include "gpu/gpu.cuh"
 
 #include <string>
@@ -212,8 +212,7 @@ bool equals(const shape &s, const variant &v, int member, const std::vector<__ha
     const double relative = std::sqrt(error / norm);
     if (!bad && relative < 1e-3) return true;
     std::printf("FAIL %-14s tile %-9s splits %d pairs %d overlap %d member %d of %d: relative %.2e, %zu of %zu wrong, "
-                "first (pixel "
-                "%zu, channel %zu): %g not %g\n",
+                "first (pixel %zu, channel %zu): %g not %g\n",
                 s.name, tile_names[v.tile], v.splits, v.pairs, v.overlap, member + 1, v.members, relative, bad,
                 want.size(), first / s.o, first % s.o, static_cast<double>(__half2float(got[first])),
                 static_cast<double>(want[first]));
@@ -270,9 +269,8 @@ int check(void *encode, int only) {
         if (only >= 0 && tile != only) continue;
         for (const shape &s : awkward) {
             const bool stays = tile >= CU_N_WGMMA_TILES;
-            const int before = failed, extras = static_cast<int>(&s - awkward) * 7 % 32 & (!stays    ? 31
-                                                                                           : s.geglu ? 1
-                                                                                                     : 5);
+            const int possible = stays ? (s.geglu ? 1 : 1 | 4) : 31, /* of make_job's extras */
+                before = failed, extras = static_cast<int>(&s - awkward) * 7 % 32 & possible;
             std::vector<job> jobs = {make_job(s, extras, 1), make_job(s, extras, 1, 100)};
             const std::vector<std::vector<float>> want = {plain_values(jobs[0]), plain_values(jobs[1])};
             cu_tiling t;

@@ -84,6 +84,14 @@ static cudaError_t start(cu_order order, void (*kernel)(P...), dim3 grid, dim3 b
     return start_clusters(order, kernel, grid, 1, block, shared, args...);
 }
 
+/* ---- sizes of launches */
+/* Smallest number of vectors of 8 channels that holds whole groups of `per`. */
+static inline int slab_unit(int per) {
+    int unit = 1;
+    while (unit * 8 % per) unit++;
+    return unit;
+}
+
 /* ---- members of one launch: where each begins; sizes, strides and attributes are those of the first */
 struct cu_members {
     const void *a[CU_MAX_MEMBERS], *b[CU_MAX_MEMBERS];

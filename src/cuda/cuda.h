@@ -12,8 +12,7 @@ typedef struct lw_cuda_params {
     lw_precision precision; /* AUTO is FP16; FP32 is the exact mode */
     bool no_overlap;        /* each launch begins when the one before has ended; else kernels of ours begin earlier */
     /* Parts of names, "wgmma,group_norm": without the tactics that have one; "pairs": Hopper products share no weights;
-     * "turns": no block takes more than one tile.
-     * NULL: with all. */
+     * "turns": no block takes more than one tile. NULL: with all. */
     const char *without;
 } lw_cuda_params;
 

@@ -126,7 +126,9 @@ lw_status cu_want_vector(lw_params *params, lw_param p, int32_t *index, lw_error
 /* The epilogue with addresses; bias: a plain pack or -1. */
 cu_epilogue cu_epilogue_at(const lw_params *params, const lw_run *run, const lw_epilogue *epi, int32_t bias);
 bool cu_epilogue_fits(const lw_epilogue *epi);
-/* A product's args with addresses, but for tile and splits; weights and bias: packs, bias or -1. */
+/* A product's sizes and window. */
+cu_product_args cu_product_of(const lw_params *params, const lw_product_args *p);
+/* The same with addresses and epilogue, but for tile and splits; weights and bias: packs, bias or -1. */
 cu_product_args cu_product_at(const lw_params *params, const lw_product_args *p, const lw_run *run, int32_t weights,
                               int32_t bias);
 

@@ -8,13 +8,14 @@
  * for, which on the lower levels is all of the time. Pictures over MOST bytes are norm.cu's, whose loads are longer and
  * whose blocks are not bound to each other. */
 #include "cuda/common.cuh"
+#include "cuda/tiles.h"
 
 namespace {
 
 enum {
     FEW_THREADS = 256,
     MAX_THREADS = 512,
-    MAX_SPLITS = 16,
+    MAX_SPLITS = 8, /* blocks of a cluster: what every device has room for */
     MAX_GROUPS = 64,
     PIECES = 4,
     LIMIT = 200 * 1024,
@@ -23,7 +24,7 @@ enum {
 /* The default layout, by what was fastest of all that `linework-gpu-norm` tries: some WANT_BLOCKS, half as many as
  * there are multiprocessors, since to meet in a cluster costs more than half of them give; whole sectors of memory
  * where a block has over FEW_BYTES, and twice the threads; wider slabs where there are MANY_BLOCKS. */
-enum { WANT_BLOCKS = 64, MANY_BLOCKS = 512, WANT_SPLITS = 8 };
+enum { WANT_BLOCKS = 64, MANY_BLOCKS = 512 };
 enum { FEW_BYTES = 64 * 1024, WANT_BYTES = 170 * 1024 };
 
 struct launch_args {
@@ -37,8 +38,6 @@ struct geometry {
     size_t bytes;
 };
 
-int divide_up(int a, int b) { return (a + b - 1) / b; }
-
 int n_vectors(const cu_apply_args &a) { return (a.a.c + a.b.c) / 8; }
 int group_width(const cu_apply_args &a) { return (a.a.c + a.b.c) / a.groups; }
 size_t vector_bytes(const cu_apply_args &a) { return a.a.half ? 16 : 32; }
@@ -49,11 +48,11 @@ bool place(const cu_apply_args &a, const cu_group_norm_layout &l, geometry *g) {
     if (l.slab < 1 || n_vectors(a) % l.slab || l.slab * 8 % per || l.slab * 8 / per > MAX_GROUPS) return false;
     if (l.splits < 1 || l.splits > MAX_SPLITS || l.splits & (l.splits - 1) || l.splits > rows) return false;
     if (l.threads < 32 || l.threads > MAX_THREADS || l.slab > l.threads) return false;
-    const int mine = divide_up(rows, l.splits), all = l.threads / l.slab, whole = divide_up(32, l.slab);
+    const int mine = cu_ceil_div(rows, l.splits), all = l.threads / l.slab, whole = cu_ceil_div(32, l.slab);
     g->lanes = mine < all ? mine : all;
     if (g->lanes < whole) g->lanes = whole; /* a warp at least: it merges */
-    g->kept = divide_up(mine, g->lanes);
-    g->cells = per % 8 == 0 ? 1 : divide_up(7, per) + 1;
+    g->kept = cu_ceil_div(mine, g->lanes);
+    g->cells = per % 8 == 0 ? 1 : cu_ceil_div(7, per) + 1;
     g->bytes = static_cast<size_t>(g->lanes) * l.slab * (vector_bytes(a) * g->kept + g->cells * sizeof(float2));
     return g->bytes <= LIMIT;
 }
@@ -235,8 +234,6 @@ cudaError_t launch(cu_order order, const launch_args &args, int members, const c
     if (e == cudaSuccess)
         e = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                  cudaSharedmemCarveoutMaxShared);
-    if (e == cudaSuccess && l.splits > 8) /* 8 is what every device has room for */
-        e = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (e != cudaSuccess) return e;
     return start_clusters(order, kernel, dim3(l.splits, n_vectors(a) / l.slab, members * a.out.g * a.out.n), l.splits,
                           dim3(l.slab, g.lanes), g.bytes, args, g.kept, g.cells);
@@ -249,8 +246,7 @@ bool cu_group_norm_lay_out(const cu_apply_args *args, int32_t members, cu_group_
     const int n_vec = n_vectors(a), per = group_width(a), rows = a.a.h * a.a.w, pictures = a.out.g * a.out.n * members;
     const size_t vector = vector_bytes(a);
     if (a.norm != CU_NORM_GROUP || a.up2 || members > CU_MAX_MEMBERS || vector * rows * n_vec > MOST) return false;
-    int unit = 1;
-    while (unit * 8 % per) unit++;
+    const int unit = slab_unit(per);
     int slab = unit;
     while (n_vec % (slab * 2) == 0 && slab * vector < 64) slab *= 2;
     const int blocks = pictures * (n_vec / slab);
@@ -262,8 +258,8 @@ bool cu_group_norm_lay_out(const cu_apply_args *args, int32_t members, cu_group_
         const int unsplit = pictures * (n_vec / slab);
         const size_t bytes = rows * slab * vector;
         int splits = 1;
-        while (splits < WANT_SPLITS && ((unsplit * splits < WANT_BLOCKS && rows * slab > FEW_THREADS * splits) ||
-                                        bytes > static_cast<size_t>(splits) * WANT_BYTES))
+        while (splits < MAX_SPLITS && ((unsplit * splits < WANT_BLOCKS && rows * slab > FEW_THREADS * splits) ||
+                                       bytes > static_cast<size_t>(splits) * WANT_BYTES))
             splits *= 2;
         *l = {slab, splits, bytes > static_cast<size_t>(splits) * FEW_BYTES ? MAX_THREADS : FEW_THREADS};
         if (place(a, *l, &g)) return true;

@@ -68,7 +68,7 @@ cudaError_t cu_apply(cu_order order, const cu_apply_args *args, int32_t n);
 
 /* How layer norms are divided, which does not change the result: the default, and a launch of any. */
 typedef struct cu_layer_norm_layout {
-    int32_t rows;    /* of a lane: 1, 2 or 4 */
+    int32_t rows;    /* of a lane: 1 or 2 */
     int32_t threads; /* of a block: 64, 128 or 256 */
 } cu_layer_norm_layout;
 cudaError_t cu_layer_norm_with(cu_order order, const cu_apply_args *args, int32_t n,
@@ -83,7 +83,7 @@ cudaError_t cu_group_norm(cu_order order, const cu_apply_args *args, int32_t n);
 /* The parts of cu_group_norm, for who compares layouts: the default one (false: does not fit), and a launch of any. */
 typedef struct cu_group_norm_layout {
     int32_t slab;    /* vectors of 8 channels of a block: whole groups */
-    int32_t splits;  /* blocks that share a slab's rows: 1, 2, 4, 8 or 16 */
+    int32_t splits;  /* blocks that share a slab's rows: 1, 2, 4 or 8 */
     int32_t threads; /* of a block, at most */
 } cu_group_norm_layout;
 bool cu_group_norm_lay_out(const cu_apply_args *args, int32_t n, cu_group_norm_layout *layout);

@@ -6,12 +6,11 @@
  * 64. A group norm's readers merge the statistics themselves: a block works on a slab of whole groups whose channels
  * are whole 16-byte vectors, and merges only those groups' parts, while its first rows are on their way. */
 #include "cuda/common.cuh"
+#include "cuda/tiles.h"
 
 namespace {
 
 enum { THREADS = 512, BLOCKS = 264, RING = 4, MAP_THREADS = 256 }; /* BLOCKS: two on each of 132 multiprocessors */
-
-int divide_up(int a, int b) { return (a + b - 1) / b; }
 
 /* A pixel of the input, or the four that it becomes. */
 template <typename T> CU_DEVICE void store_pixel(T *to, const cu_apply_args &a, const float v[8]) {
@@ -26,7 +25,7 @@ template <typename T> CU_DEVICE void store_pixel(T *to, const cu_apply_args &a, 
 
 /* A multiple of 8, so that the threads are whole rows of the slab's channels too. */
 int lanes_of(int slab, int rows) {
-    const int most = THREADS / slab / 8 * 8, enough = divide_up(rows, 8) * 8;
+    const int most = THREADS / slab / 8 * 8, enough = cu_ceil_div(rows, 8) * 8;
     return most < enough ? most : enough;
 }
 
@@ -309,7 +308,6 @@ cudaError_t launch_layer(cu_order order, const cu_apply_args *args, int members,
     const int64_t rows = static_cast<int64_t>(args->a.h) * args->a.w * args->out.g * args->out.n;
     const dim3 grid(static_cast<unsigned>((rows + at_once * l.rows - 1) / (at_once * l.rows)), members),
         block(lanes, at_once);
-    if (l.rows == 4) return start(order, layer_kernel<TI, TO, 4>, grid, block, 0, all);
     if (l.rows == 2) return start(order, layer_kernel<TI, TO, 2>, grid, block, 0, all);
     return start(order, layer_kernel<TI, TO, 1>, grid, block, 0, all);
 }
@@ -332,24 +330,17 @@ template <typename TI, typename TO> __global__ void map_kernel(cu_apply_args a) 
     store_pixel(static_cast<TO *>(a.out.p) + view_at(a.out, g, n, up * h, up * w) + c, a, v);
 }
 
-/* Smallest number of vectors that holds whole groups of `per` channels. */
-int slab_unit(int per) {
-    int unit = 1;
-    while (unit * 8 % per) unit++;
-    return unit;
-}
-
 template <typename TI, typename TO> cudaError_t launch_apply(cu_order order, const cu_apply_args &a) {
     const int n_vec = (a.a.c + (a.b.p ? a.b.c : 0)) / 8, pictures = a.out.g * a.out.n, rows = a.a.h * a.a.w;
     if (a.norm == CU_NORM_GROUP) {
         int slab = slab_unit(n_vec * 8 / a.groups);
         while (slab * 2 <= 10 && n_vec % (slab * 2) == 0) slab *= 2; /* 128 bytes of a row together */
         const int lanes = lanes_of(slab, rows), slabs = n_vec / slab,
-                  share = divide_up(rows * slabs * pictures, BLOCKS), chunk = share > lanes ? share : lanes;
-        return start(order, group_kernel<TI, TO>, dim3(divide_up(rows, chunk), slabs, pictures), dim3(slab, lanes), 0,
+                  share = cu_ceil_div(rows * slabs * pictures, BLOCKS), chunk = share > lanes ? share : lanes;
+        return start(order, group_kernel<TI, TO>, dim3(cu_ceil_div(rows, chunk), slabs, pictures), dim3(slab, lanes), 0,
                      a, chunk);
     }
-    return start(order, map_kernel<TI, TO>, dim3(divide_up(a.a.w * n_vec, MAP_THREADS), a.a.h, pictures), MAP_THREADS,
+    return start(order, map_kernel<TI, TO>, dim3(cu_ceil_div(a.a.w * n_vec, MAP_THREADS), a.a.h, pictures), MAP_THREADS,
                  0, a);
 }
 
@@ -358,8 +349,8 @@ template <typename TI, typename TO> cudaError_t launch_apply(cu_order order, con
 cudaError_t cu_norm_stats(cu_order order, const cu_stats_args *args) {
     const int n_vec = args->in.c / 8, parts = args->out.w, pictures = args->in.g * args->in.n;
     int slab = n_vec < 8 ? n_vec : 8;
-    if (slab == 8 && parts * divide_up(n_vec, slab) * pictures * 2 <= BLOCKS) slab = 4;
-    const dim3 grid(parts, divide_up(n_vec, slab), pictures), block(slab, lanes_of(slab, args->rows_per_part));
+    if (slab == 8 && parts * cu_ceil_div(n_vec, slab) * pictures * 2 <= BLOCKS) slab = 4;
+    const dim3 grid(parts, cu_ceil_div(n_vec, slab), pictures), block(slab, lanes_of(slab, args->rows_per_part));
     if (args->in.half) return start(order, stats_kernel<__half>, grid, block, 0, *args);
     return start(order, stats_kernel<float>, grid, block, 0, *args);
 }

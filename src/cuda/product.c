@@ -52,20 +52,27 @@ static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op
     return cu_want_vector(params, p->bias, &s->bias, err);
 }
 
-cu_product_args cu_product_at(const lw_params *params, const lw_product_args *p, const lw_run *run, int32_t weights,
-                              int32_t bias) {
+cu_product_args cu_product_of(const lw_params *params, const lw_product_args *p) {
     int64_t d[4];
     lw_param_dims(params, p->w, d);
-    return (cu_product_args){.in = cu_view_at(run, p->in.a),
-                             .out = cu_view_at(run, p->out),
-                             .weights = lw_pack_data(params, weights),
+    return (cu_product_args){.in = cu_view_of(p->in.a),
+                             .out = cu_view_of(p->out),
                              .n_rows = (int32_t)d[0],
                              .kh = p->kh,
                              .kw = p->kw,
                              .stride = p->stride,
                              .pad_top = p->pad_top,
-                             .pad_left = p->pad_left,
-                             .epi = cu_epilogue_at(params, run, &p->epi, bias)};
+                             .pad_left = p->pad_left};
+}
+
+cu_product_args cu_product_at(const lw_params *params, const lw_product_args *p, const lw_run *run, int32_t weights,
+                              int32_t bias) {
+    cu_product_args a = cu_product_of(params, p);
+    a.in.p = lw_at(run, p->in.a);
+    a.out.p = lw_at(run, p->out);
+    a.weights = lw_pack_data(params, weights);
+    a.epi = cu_epilogue_at(params, run, &p->epi, bias);
+    return a;
 }
 
 static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *op, void *state, const lw_run *r,

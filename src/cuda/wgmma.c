@@ -48,21 +48,13 @@ static cu_view shape_of(lw_view v) {
 
 /* A member as far as it is known before it runs: sizes, and what there is. */
 static cu_product_args sizes_of(const lw_params *params, const lw_product_args *p) {
-    int64_t d[4];
-    lw_param_dims(params, p->w, d);
-    return (cu_product_args){.in = cu_view_of(p->in.a),
-                             .out = cu_view_of(p->out),
-                             .n_rows = (int32_t)d[0],
-                             .kh = p->kh,
-                             .kw = p->kw,
-                             .stride = p->stride,
-                             .pad_top = p->pad_top,
-                             .pad_left = p->pad_left,
-                             .shortcut_weights = shape_of(p->shortcut_a).p,
-                             .epi = {.act = (int32_t)p->epi.act,
-                                     .addend = shape_of(p->epi.addend),
-                                     .scale = shape_of(p->epi.scale).p,
-                                     .residual = shape_of(p->epi.residual)}};
+    cu_product_args a = cu_product_of(params, p);
+    a.shortcut_weights = shape_of(p->shortcut_a).p;
+    a.epi = (cu_epilogue){.act = (int32_t)p->epi.act,
+                          .addend = shape_of(p->epi.addend),
+                          .scale = shape_of(p->epi.scale).p,
+                          .residual = shape_of(p->epi.residual)};
+    return a;
 }
 
 static bool turns_fit(const cu_backend *b, const lw_params *params, const lw_op *op) {
