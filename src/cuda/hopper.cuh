@@ -143,6 +143,21 @@ template <int N> CU_DEVICE void sums_pin(float (&d)[N]) {
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+/* Asks for a step of 64 channels: HEIGHT x 64 rows by BN columns, from operands as they lie in a stage. */
+template <int HEIGHT, int BN> CU_DEVICE void ask_step(float (&d)[HEIGHT][BN / 2], const uint64_t &a, const uint64_t &b) {
+#pragma unroll
+    for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
+    sums_begin();
+#pragma unroll
+    for (int part = 0; part < CU_CHUNK / 16; part++)
+#pragma unroll
+        for (int p = 0; p < HEIGHT; p++)
+            multiplier<BN>::add(d[p], a + p * (64 * CU_CHUNK_BYTES / 16) + 2 * part, b + 2 * part);
+    sums_commit();
+#pragma unroll
+    for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
+}
+
 #endif
 
 /* ---- on the host */

@@ -225,17 +225,7 @@ CU_DEVICE void multiply(float (&d)[HEIGHT][BN / 2], position<R::STAGES> &k, int 
         barrier_wait(full + k.at * 8, k.parity);
         const uint64_t pa = cu_operand(stages + k.at * R::STAGE),
                        pb = cu_operand(stages + k.at * R::STAGE + R::A_BYTES);
-#pragma unroll
-        for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
-        sums_begin();
-#pragma unroll
-        for (int part = 0; part < CU_CHUNK / 16; part++)
-#pragma unroll
-            for (int p = 0; p < HEIGHT; p++)
-                multiplier<BN>::add(d[p], pa + p * (64 * CU_CHUNK_BYTES / 16) + 2 * part, pb + 2 * part);
-        sums_commit();
-#pragma unroll
-        for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
+        ask_step<HEIGHT, BN>(d, pa, pb);
         sums_wait<1>(); /* all but this step's: the stage before is free */
         if (i > 0 && tells) barrier_arrive(empty + before * 8);
         before = k.at;

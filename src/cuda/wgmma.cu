@@ -505,17 +505,7 @@ CU_DEVICE void multiply(const launch_args &a, float (&d)[HEIGHT][BN / 2], row_su
         barrier_wait(full + k * 8, parity);
         const uint64_t pa = cu_operand(stages + k * R::STAGE + group * HEIGHT * 64 * CU_CHUNK_BYTES),
                        pb = cu_operand(stages + k * R::STAGE + R::A_BYTES);
-#pragma unroll
-        for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
-        sums_begin();
-#pragma unroll
-        for (int part = 0; part < CU_CHUNK / 16; part++)
-#pragma unroll
-            for (int p = 0; p < HEIGHT; p++)
-                multiplier<BN>::add(d[p], pa + p * (64 * CU_CHUNK_BYTES / 16) + 2 * part, pb + 2 * part);
-        sums_commit();
-#pragma unroll
-        for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
+        ask_step<HEIGHT, BN>(d, pa, pb);
         if (NORMED)
 #pragma unroll
             for (int p = 0; p < HEIGHT; p++)
