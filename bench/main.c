@@ -272,9 +272,10 @@ enum { N_NEWS = 2 };
 typedef struct news {
     void *mark, *status, *x; /* x: latents for a preview */
 } news;
+enum { TOLD_NOTHING, TOLD_STATUS, TOLD_LATENTS, N_TOLD };
 
-/* The steps again, each told to the host while the next one runs: its status, and the latents for a preview. */
-static lw_status run_told_steps(bench_job *job, const bench_options *o, news *k, size_t latents, double *ms,
+/* The steps, each told to the host while the next one runs. */
+static lw_status run_told_steps(bench_job *job, const bench_options *o, int told, news *k, size_t latents, double *ms,
                                 lw_error *err) {
     lw_backend *b = job->backend;
     bool ignored;
@@ -284,11 +285,12 @@ static lw_status run_told_steps(bench_job *job, const bench_options *o, news *k,
     double begin = now_ms(o);
     LW_TRY(lw_plan_run(job->plans[BENCH_BEGIN], err));
     for (int32_t i = 0; i < job->shape.steps + N_NEWS - 1; i++) {
+        news *now = &k[i % N_NEWS];
+        if (i < job->shape.steps) LW_TRY(lw_plan_run(job->plans[BENCH_STEP], err));
+        if (told == TOLD_NOTHING) continue;
         if (i < job->shape.steps) {
-            news *now = &k[i % N_NEWS];
-            LW_TRY(lw_plan_run(job->plans[BENCH_STEP], err));
             LW_TRY(lw_fetch(b, now->status, bench_job_buffer(job, "status"), 4 * sizeof(int32_t), err));
-            if (latents) LW_TRY(lw_fetch(b, now->x, bench_job_buffer(job, "x"), latents, err));
+            if (told == TOLD_LATENTS) LW_TRY(lw_fetch(b, now->x, bench_job_buffer(job, "x"), latents, err));
             LW_TRY(lw_mark(b, &now->mark, err));
         }
         if (i >= N_NEWS - 1) LW_TRY(lw_wait(b, k[(i + 1) % N_NEWS].mark, err));
@@ -298,9 +300,8 @@ static lw_status run_told_steps(bench_job *job, const bench_options *o, news *k,
     return LW_OK;
 }
 
-/* What progress, cancelling and previews cost beside steps that nobody is told of. */
-static lw_status print_told_steps(bench_job *job, const bench_options *o, double *ms, double steps_ms, lw_error *err) {
-    static const char *const names[2] = {"progress", "previews"};
+/* What progress, cancelling and previews cost beside steps that nobody is told of: in turns, as clocks drift. */
+static lw_status print_told_steps(bench_job *job, const bench_options *o, double *const ms[N_TOLD], lw_error *err) {
     const size_t latents = (size_t)(o->shape.width / 8) * (size_t)(o->shape.height / 8) * 8 * sizeof(float);
     news k[N_NEWS] = {0};
     lw_status status = LW_OK;
@@ -308,19 +309,22 @@ static lw_status print_told_steps(bench_job *job, const bench_options *o, double
         status = lw_alloc_host(job->backend, 4 * sizeof(int32_t), &k[i].status, err);
         if (status == LW_OK) status = lw_alloc_host(job->backend, latents, &k[i].x, err);
     }
-    for (int kind = 0; kind < 2 && status == LW_OK; kind++) {
-        for (int32_t r = 0; r < o->repeat && status == LW_OK; r++)
-            status = run_told_steps(job, o, k, kind ? latents : 0, &ms[r], err);
-        if (status != LW_OK) break;
-        double told = bench_median(ms, o->repeat);
-        printf("# steps with %s: %.3f ms, %+.2f %%\n", names[kind], told, 100 * (told / steps_ms - 1));
-    }
+    for (int32_t r = 0; r < o->repeat; r++)
+        for (int told = 0; told < N_TOLD && status == LW_OK; told++)
+            status = run_told_steps(job, o, told, k, latents, &ms[told][r], err);
     for (int i = 0; i < N_NEWS; i++) {
         lw_free_mark(job->backend, k[i].mark);
         lw_free_host(job->backend, k[i].status);
         lw_free_host(job->backend, k[i].x);
     }
-    return status;
+    if (status != LW_OK) return status;
+    static const char *const names[N_TOLD] = {"nobody told", "progress", "previews"};
+    double alone = bench_median(ms[TOLD_NOTHING], o->repeat);
+    for (int told = 0; told < N_TOLD; told++) {
+        double median = bench_median(ms[told], o->repeat);
+        printf("# steps with %s: %.3f ms, %+.2f %%\n", names[told], median, 100 * (median / alone - 1));
+    }
+    return LW_OK;
 }
 
 static lw_status run_latency(bench_job *job, const bench_options *o, lw_error *err) {
@@ -346,7 +350,7 @@ static lw_status run_latency(bench_job *job, const bench_options *o, lw_error *e
            finite ? "all values finite" : "NaN or infinity came out", (unsigned long long)first,
            same ? ", the same bits in all runs" : ", OTHER BITS in other runs");
     if (!finite || !same) LW_GO(lw_fail(err, LW_EINTERNAL, "the pictures are not finite or not always the same"));
-    LW_GO(print_told_steps(job, o, ms[4], bench_median(ms[2], o->repeat), err));
+    LW_GO(print_told_steps(job, o, ms, err)); /* these times have been told */
     if (job->free_bytes)
         printf("# device memory: %.0f MiB planned, %.0f taken\n", (double)job->device_bytes / 0x1p20,
                (double)(job->free_bytes - job->backend->behind->free_bytes(job->backend)) / 0x1p20);

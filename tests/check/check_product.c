@@ -43,7 +43,11 @@ static void add(ck_list *list, lw_op_kind kind, lw_dtype dtype, const product *d
         p->shortcut_w = ck_param_of(&c, 'w', d->o, d->shortcut + d->shortcut2, 1, 1);
         p->shortcut_bias = ck_param_of(&c, 'b', d->o, 1, 1, 1);
     }
-    ck_add(list, &c, d->regimes ? d->regimes : CK_IN(CK_NORMAL), from);
+    uint32_t regimes = d->regimes ? d->regimes : CK_IN(CK_NORMAL);
+    /* A large value times a large gate is beyond halves: what a residual brings back is lost where that is split off. */
+    if (dtype == LW_F16 && d->act == LW_ACT_GEGLU && d->residual && regimes & CK_IN(CK_LARGE))
+        regimes ^= CK_IN(CK_LARGE) | CK_IN(CK_NORMAL);
+    ck_add(list, &c, regimes, from);
 }
 
 #define SHARED_ALL (CK_SHARED_G | CK_SHARED_N)
