@@ -26,22 +26,11 @@ struct shape {
 
 int out_size(int in, const shape &s) { return (in + 2 * s.pad - s.k) / s.stride + 1; }
 
-struct tile_size {
-    int rows, columns;
-};
-const tile_size tiles[CU_N_PRODUCT_TILES] = {
-#define X(index, groups, height, columns, blocks) {(groups) * (height)*64, columns},
-    CU_WGMMA_TILES(X)
-#undef X
-#define X(index, height, columns) {(height)*64, columns},
-        CU_TURNS_TILES(X)
-#undef X
-};
 const char *const tile_names[CU_N_PRODUCT_TILES] = {
-#define X(index, groups, height, columns, blocks) #groups "x" #height "x" #columns,
+#define X(index, rows, columns, blocks) #rows "x" #columns,
     CU_WGMMA_TILES(X)
 #undef X
-#define X(index, height, columns) "t" #height "x" #columns,
+#define X(index, rows, columns) "t" #rows "x" #columns,
         CU_TURNS_TILES(X)
 #undef X
 };
@@ -274,7 +263,7 @@ int check(void *encode, int only) {
             std::vector<job> jobs = {make_job(s, extras, 1), make_job(s, extras, 1, 100)};
             const std::vector<std::vector<float>> want = {plain_values(jobs[0]), plain_values(jobs[1])};
             cu_tiling t;
-            cu_wgmma_tiling(&t, &jobs[0].a, tiles[tile].rows);
+            cu_wgmma_tiling(&t, &jobs[0].a, cu_product_tiles[tile].rows);
             for (int splits = 1; splits <= (stays ? 1 : CU_WGMMA_MAX_SPLITS) && can(tile, jobs[0].a); splits *= 2)
                 for (int pairs = 0; pairs <= (!stays && cu_can_pair(&t, splits)); pairs++)
                     for (int overlap = 0; overlap < 2; overlap++)
@@ -405,8 +394,8 @@ void time_shape(const shape &s, void *encode, std::vector<std::string> &summary)
         for (int splits = 1; splits <= CU_WGMMA_MAX_SPLITS; splits *= 2) {
             const bool stays = tile >= CU_N_WGMMA_TILES;
             if (!can(tile, j.a) || (stays && splits > 1)) continue;
-            cu_wgmma_tiling(&t, &j.a, tiles[tile].rows);
-            const int wide = s.geglu ? tiles[tile].columns / 2 : tiles[tile].columns;
+            cu_wgmma_tiling(&t, &j.a, cu_product_tiles[tile].rows);
+            const int wide = s.geglu ? cu_product_tiles[tile].columns / 2 : cu_product_tiles[tile].columns;
             const int blocks = t.tiles * cu_ceil_div(s.o, wide) * splits;
             if (splits > 1 && (t.steps < 2 * splits || blocks > 400)) continue;
             std::printf("%s\t%d", tile_names[tile], splits);
@@ -462,8 +451,9 @@ int fill(void *encode) {
         for (int overlap = 0; overlap < 2; overlap++) {
             std::printf("%-9s%s", tile_names[tile], overlap ? "+pdl" : "    ");
             for (int steps = 1; steps <= 64; steps *= 2) {
-                const shape s = {"fill", 1, 1,    tiles[tile].rows * n_sm, 64 * steps, tiles[tile].columns, 1,
-                                 1,      0, false};
+                const shape s = {
+                    "fill", 1, 1,    cu_product_tiles[tile].rows * n_sm, 64 * steps, cu_product_tiles[tile].columns, 1,
+                    1,      0, false};
                 job j = make_job(s, 1, 1);
                 j.weight_values = 0; /* the same weights each time */
                 std::printf(" %4d: %6.2f", steps, time_wgmma(j, 40, encode, tile, 1, 0, overlap));

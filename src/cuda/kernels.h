@@ -174,25 +174,25 @@ cudaError_t cu_product(cu_order order, const cu_product_args *args);
 
 /* ---- products on Hopper (wgmma.cu): half only, out.c is half of n_rows for GEGLU, splits 1, 2, 4 or 8 */
 
-/* X(index, groups of four warps, 64-pixel pieces of each, columns, blocks a multiprocessor) */
+/* X(index, rows, columns, blocks a multiprocessor); 64 rows are a group of four warps. */
 #define CU_WGMMA_TILES(X)                                                                                              \
-    X(0, 1, 1, 64, 2)                                                                                                  \
-    X(1, 1, 1, 128, 2)                                                                                                 \
-    X(2, 1, 1, 256, 1)                                                                                                 \
-    X(3, 2, 1, 64, 2)                                                                                                  \
-    X(4, 2, 1, 128, 1)                                                                                                 \
-    X(5, 2, 1, 160, 1)                                                                                                 \
-    X(6, 2, 1, 256, 1)                                                                                                 \
-    X(7, 3, 1, 128, 1)                                                                                                 \
-    X(8, 3, 1, 160, 1)                                                                                                 \
-    X(9, 2, 2, 128, 1)
+    X(0, 64, 64, 2)                                                                                                    \
+    X(1, 64, 96, 1)                                                                                                    \
+    X(2, 64, 128, 2)                                                                                                   \
+    X(3, 128, 96, 1)                                                                                                   \
+    X(4, 128, 128, 1)                                                                                                  \
+    X(5, 128, 160, 1)                                                                                                  \
+    X(6, 128, 256, 1)                                                                                                  \
+    X(7, 192, 96, 1)                                                                                                   \
+    X(8, 192, 128, 1)                                                                                                  \
+    X(9, 192, 160, 1)
 enum { CU_N_WGMMA_TILES = 10, CU_WGMMA_MAX_SPLITS = 8 };
 
 /* Where cu_turns_fit (tiles.h), also these, by blocks that stay and take tile after tile (turns.cu): splits 1, no pairs.
- * X(index, 64-row pieces, columns of a tile) */
+ * X(index, rows, columns) */
 #define CU_TURNS_TILES(X)                                                                                              \
-    X(10, 2, 128)                                                                                                      \
-    X(11, 2, 160)
+    X(10, 128, 128)                                                                                                    \
+    X(11, 128, 160)
 enum { CU_N_TURNS_TILES = 2, CU_N_PRODUCT_TILES = CU_N_WGMMA_TILES + CU_N_TURNS_TILES };
 
 /* args[0..n): products of the same sizes, in one launch; tile, splits and pairs of the first. encode_map: the driver's

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: MIT
- * The steps of a launch are bound by four things: the matrix unit, the copies of each multiprocessor, how many of them
- * are under way at once, and the device's memory, of which no two are quite hidden behind each other: their times add
- * up as squares. Before and after the steps come the launch, the first copies, and the epilogue. */
+ * The steps of a launch are bound by four things: the matrix unit, what the level-2 cache gives to all multiprocessors,
+ * how many copies are under way at once, and the device's memory, of which no two are quite hidden behind each other:
+ * their times add up as squares. Before and after the steps come the launch, the first copies, and the epilogue. */
 #include "cuda/model.h"
 
 #include <math.h>
 
 const cu_tile_size cu_product_tiles[CU_N_PRODUCT_TILES] = {
-#define X(index, groups, height, columns, blocks) [index] = {(groups) * (height)*64, columns, blocks},
+#define X(index, rows, columns, blocks) [index] = {rows, columns, blocks},
     CU_WGMMA_TILES(X)
 #undef X
-#define X(index, height, columns) [index] = {(height)*64, columns, 1},
+#define X(index, rows, columns) [index] = {rows, columns, 1},
         CU_TURNS_TILES(X)
 #undef X
 };
@@ -20,18 +20,18 @@ const cu_tile_size cu_product_tiles[CU_N_PRODUCT_TILES] = {
 const cu_model cu_h200 = {.n_sm = 132,
                           .memory = 4800,
                           .multiply = 4055,
-                          .copy = 217,
-                          .zero_row = 2.19,
-                          .latency = 985,
+                          .cache = 14790,
+                          .zero_row = 1.56,
+                          .latency = 842,
                           .launch = 910,
-                          .ends = 1886,
-                          .finish = 12.4,
-                          .across = 13.9,
-                          .beside = 0.96,
+                          .ends = 2005,
+                          .finish = 9.76,
+                          .across = 14.7,
+                          .beside = 0.6,
                           .useful = 0.76,
                           .normed = 1.35,
-                          .turn = 4.08,
-                          .stream = 97.6};
+                          .turn = 2.88,
+                          .stream = 114};
 
 /* Clusters of 4 and 8 do not fill the device: its multiprocessors are in clusters of their own, of 16 or 18 less the
  * faulty ones. 120 of 132 could be used where this was measured. */
@@ -47,12 +47,13 @@ static int32_t stages(const cu_tile_size *s) {
  * the last leave beside the next one's steps, unless these are fewer. */
 static double turns_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int32_t members, const cu_tile_size *s) {
     const double sums = (double)s->rows * s->columns,
-                 tiles = ceil((double)members * t->tiles * cu_ceil_div(n_rows, s->columns) / m->n_sm),
-                 multiply = t->steps * sums * CU_CHUNK / m->multiply,
-                 copy = t->steps * (double)(s->rows + s->columns) * CU_CHUNK_BYTES / m->stream,
+                 bytes = t->steps * (double)(s->rows + s->columns) * CU_CHUNK_BYTES,
+                 all = (double)members * t->tiles * cu_ceil_div(n_rows, s->columns), tiles = ceil(all / m->n_sm),
+                 multiply = t->steps * sums * CU_CHUNK / m->multiply, copy = bytes / m->stream,
                  finish = sums / 64 * m->turn, steps = fmax(sqrt(multiply * multiply + copy * copy), finish),
-                 read = (double)members * n_rows * t->steps * CU_CHUNK_BYTES / (m->memory * m->useful);
-    return (m->launch + m->ends + sqrt(tiles * steps * tiles * steps + read * read) + finish) * 1e-3;
+                 cache = all * bytes / m->cache,
+                 read = (double)members * n_rows * t->steps * CU_CHUNK_BYTES / m->memory;
+    return (m->launch + m->ends + sqrt(tiles * steps * tiles * steps + cache * cache + read * read) + finish) * 1e-3;
 }
 
 double cu_product_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int32_t members, int32_t tile,
@@ -65,9 +66,10 @@ double cu_product_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int3
                  shared = blocks > here ? s->blocks : 1, steps = waves * cu_ceil_div(t->steps, splits),
                  sums = (double)s->rows * s->columns, rows = t->bw * t->bh * t->bn + s->columns - empty;
     const double multiply = steps * shared * sums * CU_CHUNK / m->multiply,
-                 copy = steps * shared * (rows * CU_CHUNK_BYTES / m->copy + empty * m->zero_row),
+                 copy = blocks * cu_ceil_div(t->steps, splits) * rows * CU_CHUNK_BYTES / m->cache +
+                        steps * shared * empty * m->zero_row,
                  wait = steps * m->latency / (stages(s) - 1),
-                 read = (double)members * n_rows * t->steps * CU_CHUNK_BYTES / (m->memory * m->useful),
+                 read = (double)members * n_rows * t->steps * CU_CHUNK_BYTES / m->memory,
                  finish = (1 + (shared - 1) * m->beside) * sums / 64 * (m->finish + (splits - 1) * m->across) / splits;
     return (m->launch + waves * (m->ends + finish) +
             sqrt(multiply * multiply + copy * copy + wait * wait + read * read)) *

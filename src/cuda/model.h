@@ -19,7 +19,7 @@ typedef struct cu_model {
     int32_t n_sm;
     double memory;   /* bytes a ns of the device's memory, at most */
     double multiply; /* products a ns of a multiprocessor */
-    double copy;     /* bytes a ns that the copy engine brings to one */
+    double cache;    /* bytes a ns that the level-2 cache gives to all of them, were it alone */
     double zero_row; /* ns of a row of 64 channels outside the tensor, which it fills with zeros */
     double latency;  /* ns between asking for a stage and having it */
     double launch;   /* ns from one launch to the next, of which none does anything */
@@ -27,10 +27,10 @@ typedef struct cu_model {
     double finish;   /* ns of 64 sums: their way through shared memory, and the epilogue */
     double across;   /* ns of 64 sums of another block of the cluster on their way to this one */
     double beside;   /* of a second block on a multiprocessor, the part of finish that the first does not cover */
-    double useful;   /* of memory: what products reach */
+    double useful;   /* of memory: what norms reach */
     double normed;   /* times the product's alone that one takes which sums up its rows, for a layer norm */
     double turn;     /* ns of 64 sums of a block that stays, on their way out while others are made */
-    double stream;   /* bytes a ns that the copy engine brings to a block that stays */
+    double stream;   /* bytes a ns that the copy engine brings to such a block */
 } cu_model;
 /* Of the H200 that the constants were fitted on; a device puts its own n_sm and memory in their place. */
 extern const cu_model cu_h200;

@@ -358,8 +358,8 @@ cudaError_t cu_turns(cu_order order, const cu_product_args *args, int32_t n, voi
     for (int i = 0; i < n; i++)
         if (!cu_turns_fit(&args[i])) return cudaErrorInvalidValue;
     switch (args->tile) {
-#define X(index, height, columns)                                                                                      \
-    case index: return launch_any<height, columns>(order, args, n, encode_map);
+#define X(index, rows, columns)                                                                                        \
+    case index: return launch_any<(rows) / 64, columns>(order, args, n, encode_map);
         CU_TURNS_TILES(X)
 #undef X
     default: return cudaErrorInvalidValue;

@@ -131,19 +131,19 @@ enum {
                            conv2d_##index = {"conv2d_wgmma_" name, LW_OP_CONV2D, TAKES,     supports_##index,          \
                                              prepare_##index,      run,          cu_release};
 
-#define X(index, groups, height, columns, blocks)                                                                      \
+#define X(index, rows, columns, blocks)                                                                                \
     static bool supports_##index(const lw_backend *b, const lw_params *params, const lw_op *op) {                      \
         return supports(b, params, op, index);                                                                         \
     }                                                                                                                  \
-    TILE_TACTICS(index, #groups "x" #height "x" #columns)
+    TILE_TACTICS(index, #rows "x" #columns)
 CU_WGMMA_TILES(X)
 #undef X
 
-#define X(index, height, columns)                                                                                      \
+#define X(index, rows, columns)                                                                                        \
     static bool supports_##index(const lw_backend *b, const lw_params *params, const lw_op *op) {                      \
         return supports(b, params, op, index) && turns_fit((const cu_backend *)b, params, op);                         \
     }                                                                                                                  \
-    TILE_TACTICS(index, "t" #height "x" #columns)
+    TILE_TACTICS(index, "t" #rows "x" #columns)
 CU_TURNS_TILES(X)
 #undef X
 

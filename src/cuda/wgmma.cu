@@ -57,8 +57,8 @@ struct launch_args {
     member of[CU_MAX_MEMBERS];
 };
 
-template <int GROUPS, int HEIGHT, int BN, int BLOCKS> struct ring {
-    static const int BM = GROUPS * HEIGHT * 64;
+template <int M, int BN, int BLOCKS> struct ring {
+    static const int BM = M, GROUPS = BM / 64;
     static const int THREADS = GROUPS * 128 + 32;
     static const int ALLOCATED = GROUPS * 128 + 128; /* registers are given to four warps at a time */
     static const int A_BYTES = BM * CU_CHUNK_BYTES, B_BYTES = BN * CU_CHUNK_BYTES, STAGE = A_BYTES + B_BYTES;
@@ -91,10 +91,18 @@ __device__ const float no_columns[8] = {};
 CU_DEVICE int my_part(const launch_args &a) { return blockIdx.x & ((1 << a.splits_bits) - 1); }
 CU_DEVICE int first_part(const launch_args &a) { return (blockIdx.y & a.pair) << a.splits_bits; }
 
-/* 8 sums at `from` of this block. Of eight lanes that read beside each other, four begin with the second half: so no
- * two need the same bank. */
+/* Threads of the epilogue, as the columns of a tile divide them: each keeps to 8. Two beside each other have the same
+ * columns of two rows. */
+template <typename R, int BN, bool GATED> struct lanes {
+    static const int WIDE = GATED ? BN / 2 : BN, VECTORS = WIDE / 8, LANES = R::THREADS / (2 * VECTORS) * 2;
+    CU_DEVICE int vector() { return threadIdx.x / 2 % VECTORS; }
+    CU_DEVICE int lane() { return threadIdx.x / (2 * VECTORS) * 2 + threadIdx.x % 2; }
+};
+
+/* 8 sums at `from` of this block. Of two threads beside each other, whose rows are, one begins with the second half: so
+ * no two of eight need the same bank. */
 CU_DEVICE void own_sums(const float *from, float v[8]) {
-    const int turn = threadIdx.x & 4;
+    const int turn = threadIdx.x % 2 * 4;
     const float4 first = *reinterpret_cast<const float4 *>(from + turn),
                  second = *reinterpret_cast<const float4 *>(from + (turn ^ 4)), low = turn ? second : first,
                  high = turn ? first : second;
@@ -102,12 +110,13 @@ CU_DEVICE void own_sums(const float *from, float v[8]) {
 }
 
 /* The same, added up over the SPLITS blocks from `block` on in order; this one is number `rank` of them. The way
- * between blocks is narrow, and goes in pieces of 32 bytes: two lanes read those of the one, then of the other, and
- * give each other what is not theirs; lanes that want nothing (!wants) read at home. All lanes of a warp. */
-template <int SPLITS> CU_DEVICE void gather(const float *from, bool wants, int block, int rank, float v[8]) {
+ * between blocks is narrow, and whole lines get through it best: two threads read half of the one's row each, then of
+ * the other's, `apart` floats behind it, and give each other what is not theirs; those that want nothing (!wants) read
+ * at home. All lanes of a warp. */
+template <int SPLITS> CU_DEVICE void gather(const float *from, int apart, bool wants, int block, int rank, float v[8]) {
     if (SPLITS == 1) return own_sums(from, v);
     const bool odd = threadIdx.x & 1;
-    const float *pair = odd ? from - 4 : from;
+    const float *mine = odd ? from - apart + 4 : from;
     float4 half[2];
 #pragma unroll
     for (int j = 0; j < 2; j++) {
@@ -116,9 +125,9 @@ template <int SPLITS> CU_DEVICE void gather(const float *from, bool wants, int b
         for (int i = 0; i < SPLITS; i++) {
             const float *there =
                 i == rank || !wants
-                    ? pair
-                    : static_cast<const float *>(__cluster_map_shared_rank(const_cast<float *>(pair), block + i));
-            part[i] = *reinterpret_cast<const float4 *>(there + 8 * j);
+                    ? mine
+                    : static_cast<const float *>(__cluster_map_shared_rank(const_cast<float *>(mine), block + i));
+            part[i] = *reinterpret_cast<const float4 *>(there + j * apart);
         }
         half[j] = part[0];
 #pragma unroll
@@ -161,10 +170,8 @@ CU_DEVICE void add_values(row_sum &s, uint32_t stage, int row, int half, int c, 
     }
 }
 
-/* Two threads share a row of each 64-pixel piece of their group. */
-template <int HEIGHT> CU_DEVICE int norm_row(int piece) {
-    return (threadIdx.x / 128 * HEIGHT + piece) * 64 + threadIdx.x % 128 / 2;
-}
+/* Two threads share a row of their group. */
+CU_DEVICE int norm_row() { return threadIdx.x / 2; }
 
 /* Mean and squares about it of count values, merged with another's. */
 CU_DEVICE void merge(float &mean, float &squares, float &count, float mean2, float squares2, float count2) {
@@ -287,12 +294,6 @@ template <bool GATED> struct columns {
     }
 };
 
-/* Threads of the epilogue, as the columns of a tile divide them: each keeps to 8. */
-template <typename R, int BN, bool GATED> struct lanes {
-    static const int WIDE = GATED ? BN / 2 : BN, VECTORS = WIDE / 8, LANES = R::THREADS / VECTORS;
-    static_assert(VECTORS % 2 == 0, "two lanes beside each other are of the same row");
-};
-
 /* Rows that a thread takes at a time: as many as it has registers for, of as few rounds. */
 template <typename R, typename L, int SPLITS, bool GATED> struct batch {
     static const int ROWS = R::BM / SPLITS, EACH = (ROWS + L::LANES - 1) / L::LANES,
@@ -307,8 +308,8 @@ CU_DEVICE void finish_rows(const launch_args &all, const member &a, float *sums,
                            columns<GATED> &vectors) {
     typedef lanes<R, BN, GATED> L;
     typedef batch<R, L, SPLITS, GATED> B;
-    const int ROWS = B::ROWS, BATCH = B::SIZE, col = threadIdx.x % L::VECTORS * 8, c = tile * L::WIDE + col,
-              lane = threadIdx.x / L::VECTORS, block = first_part(all);
+    const int ROWS = B::ROWS, BATCH = B::SIZE, col = L::vector() * 8, c = tile * L::WIDE + col, lane = L::lane(),
+              block = first_part(all);
     if (a.folded) merge_rows<R, BN, SPLITS>(all, sums, rank);
     const bool mine = lane < L::LANES && c < a.out.c;
     if (SPLITS == 1 && !mine) return; /* else they go along: a warp reads sums of other blocks together */
@@ -321,18 +322,18 @@ CU_DEVICE void finish_rows(const launch_args &all, const member &a, float *sums,
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
             const int r = begin + lane + k * L::LANES;
-            row[k] = (r < ROWS ? r : 0) * SPLITS + rank;
+            row[k] = (r < ROWS ? r : r % 2) * SPLITS + rank;
             at[k] = mine && r < ROWS ? places[row[k]] : make_int4(-1, 0, 0, 0);
             if (residual && at[k].x >= 0)
                 more[k] = *reinterpret_cast<const uint4 *>(residual + static_cast<int64_t>(at[k].w) * 8 + c);
         }
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
-            const bool wants = lane < L::LANES && begin + lane + k * L::LANES < ROWS; /* alike in both of a pair */
+            const bool wants = lane < L::LANES && begin + lane + k * L::LANES < ROWS; /* alike for both of two rows */
             if (SPLITS == 1 && at[k].x < 0) continue;
             const float *from = sums + row[k] * R::ROW + col;
-            gather<SPLITS>(from, wants, block, rank, v[k]);
-            if (GATED) gather<SPLITS>(from + L::WIDE, wants, block, rank, gate[k]);
+            gather<SPLITS>(from, SPLITS * R::ROW, wants, block, rank, v[k]);
+            if (GATED) gather<SPLITS>(from + L::WIDE, SPLITS * R::ROW, wants, block, rank, gate[k]);
         }
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
@@ -370,10 +371,9 @@ CU_DEVICE void finish_rows(const launch_args &all, const member &a, float *sums,
 template <typename R, int BN, bool GATED>
 CU_DEVICE void finish(const launch_args &all, const member &a, float *sums, const int4 *places, int tile, int rank) {
     typedef lanes<R, BN, GATED> L;
-    const int c = tile * L::WIDE + threadIdx.x % L::VECTORS * 8,
-              row = (threadIdx.x / L::VECTORS << all.splits_bits) + rank;
+    const int c = tile * L::WIDE + L::vector() * 8, row = (L::lane() << all.splits_bits) + rank;
     columns<GATED> vectors;
-    if (threadIdx.x / L::VECTORS < L::LANES && row < R::BM && c < a.out.c && places[row].x >= 0)
+    if (L::lane() < L::LANES && row < R::BM && c < a.out.c && places[row].x >= 0)
         vectors.load(a, all.gates, c, places[row]);
     if (all.splits_bits == 0) {
         __syncthreads();
@@ -422,7 +422,7 @@ CU_DEVICE void next_operands(const launch_args &a, const member &m, cu_place ori
 /* The warp that copies: makes the barriers, then starts the copies of weights for the first round of the ring before
  * the others are there, and all else when the launch before is over. All its lanes go along, so that what they know is
  * uniform, and one acts. */
-template <typename R, int CONSUMERS>
+template <typename R>
 CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, uint32_t full, uint32_t empty,
                        cu_place origin, int tile, int begin, int n_steps) {
     const int row0 = cu_weight_row(tile, R::B_BYTES / CU_CHUNK_BYTES, a.gates, 0),
@@ -448,7 +448,7 @@ CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, u
         prefetch_map(&m.input);
         for (int i = 0; i < R::STAGES; i++) {
             barrier_init(full + i * 8, 1);
-            barrier_init(empty + i * 8, CONSUMERS << a.pair);
+            barrier_init(empty + i * 8, R::GROUPS * 4 << a.pair);
         }
         barriers_made();
     }
@@ -489,28 +489,23 @@ CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, u
 }
 
 /* What a group of four warps does: its rows' sums, and if they are normed the rows' values too. */
-template <typename R, int HEIGHT, int BN, bool NORMED>
-CU_DEVICE void multiply(const launch_args &a, float (&d)[HEIGHT][BN / 2], row_sum (&row_sums)[HEIGHT], uint32_t stages,
-                        uint32_t full, uint32_t empty, int begin, int n_steps) {
+template <typename R, int BN, bool NORMED>
+CU_DEVICE void multiply(const launch_args &a, float (&d)[1][BN / 2], row_sum &sum, uint32_t stages, uint32_t full,
+                        uint32_t empty, int begin, int n_steps) {
     const int group = threadIdx.x / 128, lane = threadIdx.x % 32;
 #pragma unroll
-    for (int p = 0; p < HEIGHT; p++)
-#pragma unroll
-        for (int v = 0; v < BN / 2; v++) d[p][v] = 0;
+    for (int v = 0; v < BN / 2; v++) d[0][v] = 0;
     CU_PHASE(FULL, (barrier_wait(full, 0), threadIdx.x == 0)); /* waits twice there, which changes nothing */
     const int sharer[2] = {my_part(a), 1 << a.splits_bits};
     if (a.pair) cluster_wait(); /* the other block's barriers are there */
     uint32_t k = 0, parity = 0, before = 0;
     for (int i = 0; i < n_steps; i++) {
         barrier_wait(full + k * 8, parity);
-        const uint64_t pa = cu_operand(stages + k * R::STAGE + group * HEIGHT * 64 * CU_CHUNK_BYTES),
-                       pb = cu_operand(stages + k * R::STAGE + R::A_BYTES);
-        ask_step<HEIGHT, BN>(d, pa, pb);
+        ask_step<1, BN>(d, cu_operand(stages + k * R::STAGE + group * 64 * CU_CHUNK_BYTES),
+                        cu_operand(stages + k * R::STAGE + R::A_BYTES));
         if (NORMED)
-#pragma unroll
-            for (int p = 0; p < HEIGHT; p++)
-                add_values(row_sums[p], stages + k * R::STAGE, norm_row<HEIGHT>(p), threadIdx.x % 2,
-                           (begin + i) * CU_CHUNK, a.channels, i == 0);
+            add_values(sum, stages + k * R::STAGE, norm_row(), threadIdx.x % 2, (begin + i) * CU_CHUNK, a.channels,
+                       i == 0);
         sums_wait<1>();                          /* all but this step's: the stage before is free */
         if (i > 0 && i + R::STAGES <= n_steps) { /* it is filled again */
             if (a.pair) {
@@ -521,8 +516,7 @@ CU_DEVICE void multiply(const launch_args &a, float (&d)[HEIGHT][BN / 2], row_su
         if (++k == R::STAGES) k = 0, parity ^= 1;
     }
     sums_wait<0>();
-#pragma unroll
-    for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
+    sums_pin(d[0]);
     CU_PHASE(MULTIPLIED, threadIdx.x == 0);
 }
 
@@ -531,11 +525,11 @@ CU_DEVICE void multiply(const launch_args &a, float (&d)[HEIGHT][BN / 2], row_su
 /* Grid: (splits x tiles of columns, tiles of pixels, members); the splits of a tile, or of a pair's two, are a cluster.
  * A block of a pair may end while the other works: nothing comes to it any more, for a stage is given back only where
  * it is filled again, and filled only where it is waited for. */
-template <int GROUPS, int HEIGHT, int BN, int BLOCKS>
-__global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, BLOCKS)
+template <int BM, int BN, int BLOCKS>
+__global__ void __launch_bounds__(ring<BM, BN, BLOCKS>::ALLOCATED, BLOCKS)
     wgmma_kernel(const __grid_constant__ launch_args a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    typedef ring<GROUPS, HEIGHT, BN, BLOCKS> R;
+    typedef ring<BM, BN, BLOCKS> R;
     extern __shared__ unsigned char shared_bytes[];
     __shared__ __align__(8) uint64_t barriers[2 * R::STAGES];
     __shared__ int4 places[R::BM];
@@ -549,37 +543,29 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
               n_steps = cu_part_begin(a.steps, rank + 1, a.splits_bits) - begin;
 
     CU_PHASE(BEGIN, threadIdx.x == 0);
-    if (warp == GROUPS * 4) {
-        produce<R, GROUPS * 4>(a, m, stages, full, empty, origin, tile, begin, n_steps);
+    if (warp == R::GROUPS * 4) {
+        produce<R>(a, m, stages, full, empty, origin, tile, begin, n_steps);
         __syncwarp();
         __syncthreads();
     } else {
-        const int group = warp / 4;
-        row_sum row_sums[HEIGHT] = {};
+        row_sum sum = {};
         if (a.pair) cluster_arrive();
         prefetch_columns<BN>(m, a.gates, tile);
         if (threadIdx.x < R::BM) places[threadIdx.x] = row_place(a, m, origin, threadIdx.x);
         __syncthreads();
         next_launch_may_start();
         CU_PHASE(TOGETHER, threadIdx.x == 0);
-        float d[HEIGHT][BN / 2];
-        if (m.folded) multiply<R, HEIGHT, BN, true>(a, d, row_sums, stages, full, empty, begin, n_steps);
-        else multiply<R, HEIGHT, BN, false>(a, d, row_sums, stages, full, empty, begin, n_steps);
+        float d[1][BN / 2];
+        if (m.folded) multiply<R, BN, true>(a, d, sum, stages, full, empty, begin, n_steps);
+        else multiply<R, BN, false>(a, d, sum, stages, full, empty, begin, n_steps);
         previous_launch_wait();
         __syncthreads(); /* nobody reads the stages any more: sums take their place */
 #pragma unroll
-        for (int p = 0; p < HEIGHT; p++)
-#pragma unroll
-            for (int v = 0; v < BN / 2; v += 2) {
-                const int row = (group * HEIGHT + p) * 64 + cu_sum_row(threadIdx.x % 128, v),
-                          col = cu_sum_column(threadIdx.x % 128, v);
-                *reinterpret_cast<float2 *>(sums + row * R::ROW + col) = make_float2(d[p][v], d[p][v + 1]);
-            }
-        if (m.folded)
-#pragma unroll
-            for (int p = 0; p < HEIGHT; p++)
-                leave_moments(a, row_sums[p], sums + norm_row<HEIGHT>(p) * R::ROW + BN, threadIdx.x % 2, begin,
-                              begin + n_steps);
+        for (int v = 0; v < BN / 2; v += 2) {
+            const int row = warp / 4 * 64 + cu_sum_row(threadIdx.x % 128, v), col = cu_sum_column(threadIdx.x % 128, v);
+            *reinterpret_cast<float2 *>(sums + row * R::ROW + col) = make_float2(d[0][v], d[0][v + 1]);
+        }
+        if (m.folded) leave_moments(a, sum, sums + norm_row() * R::ROW + BN, threadIdx.x % 2, begin, begin + n_steps);
     }
     CU_PHASE(STORED, threadIdx.x == 0);
     if (a.gates) finish<R, BN, true>(a, m, sums, places, tile, rank);
@@ -589,9 +575,9 @@ __global__ void __launch_bounds__(ring<GROUPS, HEIGHT, BN, BLOCKS>::ALLOCATED, B
 
 /* ---- launching */
 
-template <int GROUPS, int HEIGHT, int BN, int BLOCKS>
+template <int BM, int BN, int BLOCKS>
 cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encode_map) {
-    typedef ring<GROUPS, HEIGHT, BN, BLOCKS> R;
+    typedef ring<BM, BN, BLOCKS> R;
     const cu_product_args &first = of[0];
     const encoder make = reinterpret_cast<encoder>(encode_map);
     launch_args args = {};
@@ -630,7 +616,7 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
         m.out = of[i].out;
         m.epi = of[i].epi;
     }
-    void (*kernel)(const launch_args) = wgmma_kernel<GROUPS, HEIGHT, BN, BLOCKS>;
+    void (*kernel)(const launch_args) = wgmma_kernel<BM, BN, BLOCKS>;
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, R::BYTES);
     if (e != cudaSuccess) return e;
     const int wide = args.gates ? BN / 2 : BN, tiles = cu_ceil_div(first.out.c, wide);
@@ -642,8 +628,8 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
 
 cudaError_t cu_wgmma(cu_order order, const cu_product_args *args, int32_t n, void *encode_map) {
     switch (args->tile) {
-#define X(index, groups, height, columns, blocks)                                                                      \
-    case index: return launch<groups, height, columns, blocks>(order, args, n, encode_map);
+#define X(index, rows, columns, blocks)                                                                                \
+    case index: return launch<rows, columns, blocks>(order, args, n, encode_map);
         CU_WGMMA_TILES(X)
 #undef X
     default: return cu_turns(order, args, n, encode_map);

@@ -8,7 +8,7 @@
 #include "base/base.h"
 #include "cuda/model.h"
 
-enum { MAX_SHAPES = 80, N_SPLITS = 4, N_TILINGS = 4, OVERLAPS = 2 };
+enum { MAX_SHAPES = 80, N_SPLITS = 4, N_TILINGS = 3, OVERLAPS = 2 };
 
 typedef struct measured {
     char name[32];
@@ -23,10 +23,10 @@ static measured shapes[MAX_SHAPES];
 static int n_shapes;
 
 static const char *const tile_names[CU_N_PRODUCT_TILES] = {
-#define X(index, groups, height, columns, blocks) [index] = #groups "x" #height "x" #columns,
+#define X(index, rows, columns, blocks) [index] = #rows "x" #columns,
     CU_WGMMA_TILES(X)
 #undef X
-#define X(index, height, columns) [index] = "t" #height "x" #columns,
+#define X(index, rows, columns) [index] = "t" #rows "x" #columns,
         CU_TURNS_TILES(X)
 #undef X
 };
@@ -165,14 +165,14 @@ static regret regret_of(const cu_model *m, int overlap, bool weighed) {
 
 static void choices_are_near_the_best(void **state) {
     (void)state;
-    static const double worst[OVERLAPS] = {1.12, 1.13}; /* 3x3 of 16x16x1280; q, k, v of 192 rows */
+    static const double worst = 1.15; /* 3x3 of 16x16x1280 */
     for (int overlap = 0; overlap < OVERLAPS; overlap++) {
         const regret r = regret_of(&cu_h200, overlap, false);
         printf("overlap %d: %.3f of the best, at worst %.3f (%s); error of times %.3f\n", overlap, r.mean, r.worst,
                r.where->name, r.error);
-        assert_true(r.mean <= 1.05);
-        if (r.worst > worst[overlap]) fail_msg("%s: %.3f", r.where->name, r.worst);
-        assert_true(r.error <= 0.15);
+        assert_true(r.mean <= 1.02);
+        if (r.worst > worst) fail_msg("%s: %.3f", r.where->name, r.worst);
+        assert_true(r.error <= 0.1);
     }
 }
 
@@ -216,17 +216,16 @@ static void fit(int rounds, int seed) {
     srand48(seed);
     for (int i = 0; i < rounds; i++) {
         cu_model next = m;
-        double *const constants[] = {&next.copy,   &next.zero_row, &next.latency, &next.ends, &next.finish,
-                                     &next.across, &next.beside,   &next.useful,  &next.turn, &next.stream};
+        double *const constants[] = {&next.zero_row, &next.latency, &next.ends,  &next.finish, &next.across,
+                                     &next.beside,   &next.turn,    &next.cache, &next.stream};
         const double step = 0.3 * pow(0.1, 2 * drand48());
-        for (int k = 0; k < 3; k++) *constants[lrand48() % 10] *= exp(step * (2 * drand48() - 1));
-        if (next.useful > 1) continue;
+        for (int k = 0; k < 3; k++) *constants[lrand48() % 9] *= exp(step * (2 * drand48() - 1));
         const double loss = loss_of(&next);
         if (loss < best) best = loss, m = next;
     }
-    printf("loss %.3f: copy %.4g zero_row %.3g latency %.4g ends %.4g finish %.3g across %.3g beside %.2g "
-           "useful %.2g turn %.3g stream %.3g\n",
-           best, m.copy, m.zero_row, m.latency, m.ends, m.finish, m.across, m.beside, m.useful, m.turn, m.stream);
+    printf("loss %.3f: cache %.4g zero_row %.3g latency %.4g ends %.4g finish %.3g across %.3g beside %.2g turn %.3g "
+           "stream %.3g\n",
+           best, m.cache, m.zero_row, m.latency, m.ends, m.finish, m.across, m.beside, m.turn, m.stream);
     for (int overlap = 0; overlap < OVERLAPS; overlap++) {
         const regret r = regret_of(&m, overlap, false);
         printf("overlap %d: %.3f of the best, at worst %.3f (%s); error of times %.3f\n", overlap, r.mean, r.worst,
