@@ -272,7 +272,7 @@ enum { N_NEWS = 2 };
 typedef struct news {
     void *mark, *status, *x; /* x: latents for a preview */
 } news;
-enum { TOLD_NOTHING, TOLD_STATUS, TOLD_LATENTS, N_TOLD };
+enum { TOLD_NOTHING, TOLD_STATUS, TOLD_LATENTS, N_TOLD, N_TURNS = 11 };
 
 /* The steps, each told to the host while the next one runs. */
 static lw_status run_told_steps(bench_job *job, const bench_options *o, int told, news *k, size_t latents, double *ms,
@@ -301,30 +301,29 @@ static lw_status run_told_steps(bench_job *job, const bench_options *o, int told
 }
 
 /* What progress, cancelling and previews cost beside steps that nobody is told of: in turns, as clocks drift. */
-static lw_status print_told_steps(bench_job *job, const bench_options *o, double *const ms[N_TOLD], lw_error *err) {
+static lw_status print_told_steps(bench_job *job, const bench_options *o, lw_error *err) {
     const size_t latents = (size_t)(o->shape.width / 8) * (size_t)(o->shape.height / 8) * 8 * sizeof(float);
+    double ms[N_TOLD], over[N_TOLD][N_TURNS];
     news k[N_NEWS] = {0};
     lw_status status = LW_OK;
     for (int i = 0; i < N_NEWS && status == LW_OK; i++) {
         status = lw_alloc_host(job->backend, 4 * sizeof(int32_t), &k[i].status, err);
         if (status == LW_OK) status = lw_alloc_host(job->backend, latents, &k[i].x, err);
     }
-    for (int32_t r = 0; r < o->repeat; r++)
-        for (int told = 0; told < N_TOLD && status == LW_OK; told++)
-            status = run_told_steps(job, o, told, k, latents, &ms[told][r], err);
+    for (int r = 0; r < N_TURNS; r++)
+        for (int told = 0; told < N_TOLD && status == LW_OK; told++) {
+            status = run_told_steps(job, o, told, k, latents, &ms[told], err);
+            over[told][r] = 100 * (ms[told] / ms[TOLD_NOTHING] - 1);
+        }
     for (int i = 0; i < N_NEWS; i++) {
         lw_free_mark(job->backend, k[i].mark);
         lw_free_host(job->backend, k[i].status);
         lw_free_host(job->backend, k[i].x);
     }
-    if (status != LW_OK) return status;
-    static const char *const names[N_TOLD] = {"nobody told", "progress", "previews"};
-    double alone = bench_median(ms[TOLD_NOTHING], o->repeat);
-    for (int told = 0; told < N_TOLD; told++) {
-        double median = bench_median(ms[told], o->repeat);
-        printf("# steps with %s: %.3f ms, %+.2f %%\n", names[told], median, 100 * (median / alone - 1));
-    }
-    return LW_OK;
+    if (status == LW_OK)
+        printf("# told of each step: %+.2f %% of the steps; of its latents, too: %+.2f %%\n",
+               bench_median(over[TOLD_STATUS], N_TURNS), bench_median(over[TOLD_LATENTS], N_TURNS));
+    return status;
 }
 
 static lw_status run_latency(bench_job *job, const bench_options *o, lw_error *err) {
@@ -350,7 +349,7 @@ static lw_status run_latency(bench_job *job, const bench_options *o, lw_error *e
            finite ? "all values finite" : "NaN or infinity came out", (unsigned long long)first,
            same ? ", the same bits in all runs" : ", OTHER BITS in other runs");
     if (!finite || !same) LW_GO(lw_fail(err, LW_EINTERNAL, "the pictures are not finite or not always the same"));
-    LW_GO(print_told_steps(job, o, ms, err)); /* these times have been told */
+    if (job->backend->behind) LW_GO(print_told_steps(job, o, err));
     if (job->free_bytes)
         printf("# device memory: %.0f MiB planned, %.0f taken\n", (double)job->device_bytes / 0x1p20,
                (double)(job->free_bytes - job->backend->behind->free_bytes(job->backend)) / 0x1p20);

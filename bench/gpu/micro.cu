@@ -6,11 +6,13 @@
  *   shift    whether the matrix unit reads an operand that begins at any row of a swizzled tile, and what its descriptor
  *            must say then: an input patch could stay in shared memory for all nine taps of a window; and what it must
  *            say of an operand that lies the other way, as attention's values do
+ *   exchange what a cluster's blocks give each other when each has sums of all rows and wants a share of the rows of all
+ *            of them: by loads, by bulk copies to the one that wants them, and by way of the level-2 cache
  * Without a name all of them. */
 #include "gpu/gpu.cuh"
 
 #include "cuda/common.cuh"
-#include "cuda/tiles.h"
+#include "cuda/hopper.cuh"
 
 namespace {
 
@@ -156,7 +158,8 @@ void gaps() {
     }
     std::printf("# graphs of n such kernels back to back, us a graph; the gap is what exceeds n kernels\n");
     for (const launch_kind &k : {kinds[1], kinds[6]})
-        for (int n : {1, 10, 100}) std::printf("back to back       %-30s n %4d: %8.2f\n", k.name, n, back_to_back_us(k, n, 50));
+        for (int n : {1, 10, 100})
+            std::printf("back to back       %-30s n %4d: %8.2f\n", k.name, n, back_to_back_us(k, n, 50));
     std::fflush(stdout);
     std::printf("# a WHILE node of 100 turns, n such kernels and the one that counts: us a turn\n");
     for (const launch_kind &k : {kinds[1], kinds[6]})
@@ -173,7 +176,8 @@ enum { PIECE = 16384 };
 __global__ void __launch_bounds__(512) read_by_loads(const uint4 *p, size_t vectors, int turns, int *sink) {
     uint32_t x = 0;
     for (int t = 0; t < turns; t++)
-        for (size_t i = blockIdx.x * 2048 + threadIdx.x; i + 1536 < vectors; i += static_cast<size_t>(gridDim.x) * 2048) {
+        for (size_t i = blockIdx.x * 2048 + threadIdx.x; i + 1536 < vectors;
+             i += static_cast<size_t>(gridDim.x) * 2048) {
             uint4 v[4];
 #pragma unroll
             for (int k = 0; k < 4; k++)
@@ -188,37 +192,28 @@ __global__ void __launch_bounds__(512) read_by_loads(const uint4 *p, size_t vect
 
 /* One thread keeps `depth` bulk copies of 16 KB in flight. */
 __global__ void __launch_bounds__(32) read_by_copies(const char *p, size_t bytes, int turns, int depth) {
-#if __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ __align__(128) unsigned char shared_bytes[];
     __shared__ __align__(8) uint64_t bars[16];
     if (threadIdx.x) return;
-    for (int i = 0; i < depth; i++)
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n" ::"r"(shared_address(&bars[i])) : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
-    const size_t pieces = bytes / PIECE;
-    const int64_t mine = pieces > blockIdx.x ? (pieces - blockIdx.x + gridDim.x - 1) / gridDim.x : 0, all = mine * turns;
-    for (int64_t i = 0; i < all + depth; i++) {
-        const int k = static_cast<int>(i % depth);
+    for (int i = 0; i < depth; i++) barrier_init(shared_address(&bars[i]), 1);
+    barriers_made();
+    const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x),
+              mine = (static_cast<int>(bytes / PIECE) - block + blocks - 1) / blocks;
+    int at = 0, k = 0, parity = 1; /* no division in the loop: it would be what is measured */
+    for (int left = mine * turns; left > -depth; left--) {
         const uint32_t bar = shared_address(&bars[k]);
-        if (i >= depth) {
-            const uint32_t parity = (i / depth - 1) & 1;
-            uint32_t done = 0;
-            while (!done)
-                asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, "
-                             "0, p;\n}\n"
-                             : "=r"(done)
-                             : "r"(bar), "r"(parity)
-                             : "memory");
+        barrier_wait(bar, parity); /* of a new barrier the phase before the first one is over */
+        if (left > 0) {
+            barrier_expect(bar, PIECE);
+            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n"
+                         :
+                         : "r"(shared_address(shared_bytes + k * PIECE)),
+                           "l"(p + (static_cast<size_t>(at) * blocks + block) * PIECE), "r"(PIECE), "r"(bar)
+                         : "memory");
         }
-        if (i >= all) {
-            if (i - depth + 1 >= all) break;
-            continue;
-        }
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(bar), "r"(PIECE) : "memory");
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
-                         shared_address(shared_bytes + k * PIECE)),
-                     "l"(p + (static_cast<size_t>(i % mine) * gridDim.x + blockIdx.x) * PIECE), "r"(PIECE), "r"(bar)
-                     : "memory");
+        if (++at == mine) at = 0;
+        if (++k == depth) k = 0, parity ^= 1;
     }
 #endif
 }
@@ -254,43 +249,43 @@ void memory() {
             }
         std::fflush(stdout);
     }
-    const double us = graph_us([&](cudaStream_t s) {
-        MUST(cudaMemcpyAsync(p, p + largest / 2, largest / 2, cudaMemcpyDeviceToDevice, s));
-    });
+    const double us = graph_us(
+        [&](cudaStream_t s) { MUST(cudaMemcpyAsync(p, p + largest / 2, largest / 2, cudaMemcpyDeviceToDevice, s)); });
     std::printf("copy of 1 GB on the device, read and written  %6.2f\n", static_cast<double>(largest) / us * 1e-6);
     MUST(cudaFree(p));
     MUST(cudaFree(sink));
 }
 
-/* ---- transposed: V [64 keys][COLUMNS] in chunks of 64 columns, as attention has it, is B read along the keys: the first 16
- * rows of the sums are keys 16 step to 16 step + 15. What distance goes into which field? */
+/* ---- transposed: V [64 keys][COLUMNS] in chunks of 64 columns, as attention has it, is B read along the keys: the
+ * first 16 rows of the sums are keys 16 step to 16 step + 15. What distance goes into which field? */
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 template <int COLUMNS> struct transposed_multiplier;
 template <> struct transposed_multiplier<40> {
     CU_DEVICE void add(float (&d)[20], uint64_t a, uint64_t b) {
-        asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n40k16.f32.f16.f16 {%0, %1, "
-                     "%2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19}, %20, %21, p, 1, 1, "
-                     "0, 1;\n}\n"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-                       "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),
-                       "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19])
-                     : "l"(a), "l"(b));
+        asm volatile(
+            "{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n40k16.f32.f16.f16 {%0, %1, "
+            "%2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19}, %20, %21, p, 1, 1, "
+            "0, 1;\n}\n"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+              "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+              "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19])
+            : "l"(a), "l"(b));
     }
 };
 template <> struct transposed_multiplier<80> {
     CU_DEVICE void add(float (&d)[40], uint64_t a, uint64_t b) {
-        asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n80k16.f32.f16.f16 {%0, %1, "
-                     "%2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "
-                     "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39}, %40, %41, p, "
-                     "1, 1, 0, 1;\n}\n"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
-                       "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]),
-                       "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]),
-                       "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]),
-                       "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]),
-                       "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39])
-                     : "l"(a), "l"(b));
+        asm volatile(
+            "{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n80k16.f32.f16.f16 {%0, %1, "
+            "%2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, "
+            "%23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39}, %40, %41, p, "
+            "1, 1, 0, 1;\n}\n"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+              "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+              "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+              "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]),
+              "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39])
+            : "l"(a), "l"(b));
     }
 };
 
@@ -299,7 +294,8 @@ template <> struct transposed_multiplier<80> {
 enum { KEYS = 64, V_CHUNK = KEYS * 128 };
 
 /* leading and stride: bytes, for the descriptor's two distances. */
-template <int COLUMNS> __global__ void __launch_bounds__(128) transposed(int step, int leading, int stride, float *out) {
+template <int COLUMNS>
+__global__ void __launch_bounds__(128) transposed(int step, int leading, int stride, float *out) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     __shared__ __align__(1024) unsigned char values[2 * V_CHUNK];
     __shared__ __align__(1024) unsigned char unit[64 * 128];
@@ -309,7 +305,8 @@ template <int COLUMNS> __global__ void __launch_bounds__(128) transposed(int ste
             __float2half(key * 32 + column % 31);
     }
     for (int i = threadIdx.x; i < 64 * 64; i += 128)
-        *reinterpret_cast<__half *>(unit + cu_swizzle(i * 2)) = __float2half(i / 64 == i % 64 && i / 64 < 16 ? 1.0f : 0.0f);
+        *reinterpret_cast<__half *>(unit + cu_swizzle(i * 2)) =
+            __float2half(i / 64 == i % 64 && i / 64 < 16 ? 1.0f : 0.0f);
     asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
     __syncthreads();
     float d[COLUMNS / 2] = {};
@@ -359,10 +356,11 @@ __global__ void __launch_bounds__(128) shifted(int shift, int base, float *out) 
     const uint64_t a = cu_operand(shared_address(tile) + shift * 128) | static_cast<uint64_t>(base) << 49,
                    b = cu_operand(shared_address(unit));
     asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
-    asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0, %1, %2, "
-                 "%3}, %4, %5, p, 1, 1, 0, 0;\n}\n"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "l"(a), "l"(b));
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0, %1, %2, "
+        "%3}, %4, %5, p, 1, 1, 0, 0;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "l"(a), "l"(b));
     asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n" ::: "memory");
 #pragma unroll
     for (int v = 0; v < 4; v++) {
@@ -398,6 +396,149 @@ void shift() {
     MUST(cudaFree(out));
 }
 
+/* ---- exchange: each of SPLITS blocks of a cluster holds as many shares of sums; block r adds up share r of all */
+
+enum exchange_way { BY_LOADS, BY_COPIES, BY_ROWS, BY_CACHE };
+const char *const exchange_names[] = {"loads", "bulk copies", "bulk copies of 512 bytes", "level-2 cache"};
+enum { EXCHANGE_THREADS = 416 };
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+/* Bytes of this block to a place in another's shared memory, and word of it to the barrier there. */
+CU_DEVICE void push(const float *to, const float *from, uint32_t bar, uint32_t bytes, int block) {
+    asm volatile("{\n.reg .b32 there, bar;\nmapa.shared::cluster.u32 there, %0, %4;\n"
+                 "mapa.shared::cluster.u32 bar, %2, %4;\n"
+                 "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [there], [%1], %3, [bar];\n}\n"
+                 :
+                 : "r"(shared_address(to)), "r"(shared_address(from)), "r"(bar), "r"(bytes), "r"(block)
+                 : "memory");
+}
+#endif
+
+/* A turn is an exchange and a sum; `floats` of a share. Shared memory: own shares, then those that came. */
+template <int SPLITS>
+__global__ void __launch_bounds__(EXCHANGE_THREADS)
+    exchange_kernel(int way, int floats, int turns, float *scratch, float *out) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    extern __shared__ __align__(1024) unsigned char shared_bytes[];
+    __shared__ __align__(8) uint64_t came;
+    float *own = reinterpret_cast<float *>(shared_bytes), *others = own + SPLITS * floats;
+    const int rank = blockIdx.x % SPLITS, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const uint32_t bytes = floats * 4, bar = shared_address(&came);
+    for (int i = threadIdx.x; i < SPLITS * floats; i += EXCHANGE_THREADS) own[i] = rank + 1.0f;
+    if (threadIdx.x == 0) {
+        barrier_init(bar, 1);
+        barriers_made();
+    }
+    asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+    cluster_meet();
+    float *cache = scratch + static_cast<size_t>(blockIdx.x) * SPLITS * floats;
+    for (int turn = 0; turn < turns; turn++) {
+        if (way == BY_LOADS) {
+            cluster_meet();
+            for (int i = threadIdx.x * 4; i < floats; i += EXCHANGE_THREADS * 4) {
+                float4 part[SPLITS], sum;
+#pragma unroll
+                for (int k = 0; k < SPLITS; k++)
+                    part[k] = *static_cast<const float4 *>(
+                        __cluster_map_shared_rank(reinterpret_cast<float4 *>(own + rank * floats + i), k));
+                sum = part[0];
+#pragma unroll
+                for (int k = 1; k < SPLITS; k++)
+                    sum.x += part[k].x, sum.y += part[k].y, sum.z += part[k].z, sum.w += part[k].w;
+                *reinterpret_cast<float4 *>(others + i) = sum;
+            }
+            cluster_leave();
+            continue;
+        }
+        if (threadIdx.x == 0) barrier_expect(bar, (SPLITS - 1) * bytes);
+        if (way == BY_CACHE && threadIdx.x == 0) {
+            asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n" ::"l"(cache),
+                         "r"(shared_address(own)), "r"(SPLITS * bytes)
+                         : "memory");
+            asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;\nfence.proxy.async;\n" ::: "memory");
+            __threadfence();
+        }
+        cluster_meet(); /* all may be written to */
+        if (way == BY_CACHE) asm volatile("fence.proxy.async;\n" ::: "memory");
+        if (way == BY_ROWS && lane == 0)
+            for (int i = warp; i < (SPLITS - 1) * floats / 128; i += EXCHANGE_THREADS / 32) {
+                const int to = (rank + 1 + i % (SPLITS - 1)) % SPLITS, at = i / (SPLITS - 1) * 128;
+                push(others + (rank < to ? rank : rank - 1) * floats + at, own + to * floats + at, bar, 512, to);
+            }
+        if (way != BY_ROWS && threadIdx.x == 0)
+            for (int k = 1; k < SPLITS; k++) {
+                const int to = (rank + k) % SPLITS;
+                const size_t block = blockIdx.x - rank + to;
+                if (way == BY_COPIES)
+                    push(others + (rank < to ? rank : rank - 1) * floats, own + to * floats, bar, bytes, to);
+                else
+                    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+                                 "[%3];\n"
+                                 :
+                                 : "r"(shared_address(others + (to < rank ? to : to - 1) * floats)),
+                                   "l"(scratch + (block * SPLITS + rank) * floats), "r"(bytes), "r"(bar)
+                                 : "memory");
+            }
+        barrier_wait(bar, turn & 1);
+        for (int i = threadIdx.x * 4; i < floats; i += EXCHANGE_THREADS * 4) {
+            float4 sum = *reinterpret_cast<const float4 *>(own + rank * floats + i);
+#pragma unroll
+            for (int k = 0; k < SPLITS - 1; k++) {
+                const float4 part = *reinterpret_cast<const float4 *>(others + k * floats + i);
+                sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+            }
+            *reinterpret_cast<float4 *>(others + i) = sum;
+        }
+        asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+        __syncthreads();
+    }
+    cluster_meet();
+    for (int i = threadIdx.x; i < floats; i += EXCHANGE_THREADS)
+        out[static_cast<size_t>(blockIdx.x) * floats + i] = others[i];
+#endif
+}
+
+template <int SPLITS> void exchange_of(int share_kb) {
+    const int floats = share_kb * 256, shared = (2 * SPLITS - 1) * share_kb * 1024, blocks = 120 / SPLITS * SPLITS,
+              turns = 200;
+    float *scratch = nullptr, *out = nullptr;
+    MUST(cudaMalloc(&scratch, static_cast<size_t>(blocks) * SPLITS * floats * 4));
+    MUST(cudaMalloc(&out, static_cast<size_t>(blocks) * floats * 4));
+    MUST(cudaFuncSetAttribute(exchange_kernel<SPLITS>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = SPLITS;
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    for (int way = BY_LOADS; way <= BY_CACHE; way++) {
+        std::vector<float> got(static_cast<size_t>(blocks) * floats);
+        int wrong = 0;
+        const double us = graph_us([&](cudaStream_t s) {
+            cudaLaunchConfig_t config = {};
+            config.gridDim = dim3(blocks);
+            config.blockDim = dim3(EXCHANGE_THREADS);
+            config.dynamicSmemBytes = shared;
+            config.stream = s;
+            config.attrs = &cluster;
+            config.numAttrs = 1;
+            MUST(cudaLaunchKernelEx(&config, exchange_kernel<SPLITS>, way, floats, turns, scratch, out));
+        });
+        MUST(cudaMemcpy(got.data(), out, got.size() * 4, cudaMemcpyDeviceToHost));
+        for (float v : got) wrong += v != SPLITS * (SPLITS + 1) / 2;
+        std::printf("exchange %d blocks, %2d KB from each, %-25s %6.2f us, %6.1f bytes a ns into each%s\n", SPLITS,
+                    share_kb, exchange_names[way], us / turns, (SPLITS - 1) * share_kb * 1024.0 * turns / us * 1e-3,
+                    wrong ? ", WRONG" : "");
+        std::fflush(stdout);
+    }
+    MUST(cudaFree(scratch));
+    MUST(cudaFree(out));
+}
+
+void exchange() {
+    std::printf("# 120 blocks; a turn waits for all blocks, exchanges and adds up\n");
+    for (int kb : {1, 8, 16}) exchange_of<4>(kb);
+    for (int kb : {1, 4, 12}) exchange_of<8>(kb);
+}
+
 } // namespace
 
 int main(int argc, char **argv) {
@@ -406,5 +547,6 @@ int main(int argc, char **argv) {
     if (!*what || !std::strcmp(what, "shift")) shift();
     if (!*what || !std::strcmp(what, "gaps")) gaps();
     if (!*what || !std::strcmp(what, "memory")) memory();
+    if (!*what || !std::strcmp(what, "exchange")) exchange();
     return 0;
 }
