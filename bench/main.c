@@ -313,7 +313,7 @@ static lw_status print_told_steps(bench_job *job, const bench_options *o, lw_err
     for (int r = 0; r < N_TURNS; r++)
         for (int told = 0; told < N_TOLD && status == LW_OK; told++) {
             status = run_told_steps(job, o, told, k, latents, &ms[told], err);
-            over[told][r] = 100 * (ms[told] / ms[TOLD_NOTHING] - 1);
+            if (status == LW_OK) over[told][r] = 100 * (ms[told] / ms[TOLD_NOTHING] - 1);
         }
     for (int i = 0; i < N_NEWS; i++) {
         lw_free_mark(job->backend, k[i].mark);

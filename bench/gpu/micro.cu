@@ -38,29 +38,10 @@ struct launch_kind {
 };
 
 void launch(cudaStream_t stream, const launch_kind &k) {
-    cudaLaunchAttribute attributes[2] = {};
-    int n = 0;
-    if (k.cluster > 1) {
-        attributes[n].id = cudaLaunchAttributeClusterDimension;
-        attributes[n].val.clusterDim.x = k.cluster;
-        attributes[n].val.clusterDim.y = attributes[n].val.clusterDim.z = 1;
-        n++;
-    }
-    if (k.overlap) {
-        attributes[n].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attributes[n].val.programmaticStreamSerializationAllowed = 1;
-        n++;
-    }
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(k.blocks);
-    config.blockDim = dim3(288);
-    config.dynamicSmemBytes = k.shared;
-    config.stream = stream;
-    config.attrs = attributes;
-    config.numAttrs = n;
     void (*kernel)(int *) = k.overlap ? nothing_overlapped : nothing;
     MUST(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 200 * 1024));
-    MUST(cudaLaunchKernelEx(&config, kernel, static_cast<int *>(nullptr)));
+    MUST(start_clusters(cu_order{stream, k.overlap}, kernel, k.blocks, k.cluster, 288, k.shared,
+                        static_cast<int *>(nullptr)));
 }
 
 /* The step of a loop whose condition is the graph's: counts down, and sets the condition. */
@@ -169,6 +150,19 @@ void gaps() {
         }
 }
 
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+/* What threads wrote to shared memory is there for the copy engine and the matrix unit. */
+CU_DEVICE void shared_written() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
+
+/* Bytes of memory to this block's shared memory, and word of them to its barrier. */
+CU_DEVICE void copy_bytes(const void *to, const void *from, uint32_t bytes, uint32_t bar) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n"
+                 :
+                 : "r"(shared_address(to)), "l"(from), "r"(bytes), "r"(bar)
+                 : "memory");
+}
+#endif
+
 /* ---- memory: every block reads its slices of a buffer of `bytes`, `turns` times */
 
 enum { PIECE = 16384 };
@@ -206,11 +200,7 @@ __global__ void __launch_bounds__(32) read_by_copies(const char *p, size_t bytes
         barrier_wait(bar, parity); /* of a new barrier the phase before the first one is over */
         if (left > 0) {
             barrier_expect(bar, PIECE);
-            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n"
-                         :
-                         : "r"(shared_address(shared_bytes + k * PIECE)),
-                           "l"(p + (static_cast<size_t>(at) * blocks + block) * PIECE), "r"(PIECE), "r"(bar)
-                         : "memory");
+            copy_bytes(shared_bytes + k * PIECE, p + (static_cast<size_t>(at) * blocks + block) * PIECE, PIECE, bar);
         }
         if (++at == mine) at = 0;
         if (++k == depth) k = 0, parity ^= 1;
@@ -307,18 +297,19 @@ __global__ void __launch_bounds__(128) transposed(int step, int leading, int str
     for (int i = threadIdx.x; i < 64 * 64; i += 128)
         *reinterpret_cast<__half *>(unit + cu_swizzle(i * 2)) =
             __float2half(i / 64 == i % 64 && i / 64 < 16 ? 1.0f : 0.0f);
-    asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+    shared_written();
     __syncthreads();
     float d[COLUMNS / 2] = {};
     const uint32_t at = shared_address(values) + step * 16 * 128;
     const uint64_t b = static_cast<uint64_t>(at >> 4 & 0x3fff) | static_cast<uint64_t>(leading >> 4) << 16 |
                        static_cast<uint64_t>(stride >> 4) << 32 | static_cast<uint64_t>(1) << 62;
-    asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
+    sums_begin();
     transposed_multiplier<COLUMNS>::add(d, cu_operand(shared_address(unit)), b);
-    asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n" ::: "memory");
+    sums_commit();
+    sums_wait<0>();
+    sums_pin(d);
 #pragma unroll
     for (int v = 0; v < COLUMNS / 2; v++) {
-        asm volatile("" : "+f"(d[v])::"memory");
         out[cu_sum_row(threadIdx.x, v) * COLUMNS + cu_sum_column(threadIdx.x, v)] = d[v];
     }
 #endif
@@ -350,21 +341,22 @@ __global__ void __launch_bounds__(128) shifted(int shift, int base, float *out) 
         *reinterpret_cast<__half *>(tile + cu_swizzle(i * 2)) = __float2half(i / 64 * 8 + i % 8);
     for (int i = threadIdx.x; i < 8 * 64; i += 128)
         *reinterpret_cast<__half *>(unit + cu_swizzle(i * 2)) = __float2half(i / 64 == i % 64 ? 1.0f : 0.0f);
-    asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+    shared_written();
     __syncthreads();
     float d[4] = {0, 0, 0, 0};
     const uint64_t a = cu_operand(shared_address(tile) + shift * 128) | static_cast<uint64_t>(base) << 49,
                    b = cu_operand(shared_address(unit));
-    asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
+    sums_begin();
     asm volatile(
         "{\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0, %1, %2, "
         "%3}, %4, %5, p, 1, 1, 0, 0;\n}\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "l"(a), "l"(b));
-    asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n" ::: "memory");
+    sums_commit();
+    sums_wait<0>();
+    sums_pin(d);
 #pragma unroll
     for (int v = 0; v < 4; v++) {
-        asm volatile("" : "+f"(d[v])::"memory");
         out[cu_sum_row(threadIdx.x, v) * 8 + cu_sum_column(threadIdx.x, v)] = d[v];
     }
 #endif
@@ -419,7 +411,7 @@ template <int SPLITS>
 __global__ void __launch_bounds__(EXCHANGE_THREADS)
     exchange_kernel(int way, int floats, int turns, float *scratch, float *out) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    extern __shared__ __align__(1024) unsigned char shared_bytes[];
+    extern __shared__ __align__(128) unsigned char shared_bytes[];
     __shared__ __align__(8) uint64_t came;
     float *own = reinterpret_cast<float *>(shared_bytes), *others = own + SPLITS * floats;
     const int rank = blockIdx.x % SPLITS, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -429,7 +421,7 @@ __global__ void __launch_bounds__(EXCHANGE_THREADS)
         barrier_init(bar, 1);
         barriers_made();
     }
-    asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+    shared_written();
     cluster_meet();
     float *cache = scratch + static_cast<size_t>(blockIdx.x) * SPLITS * floats;
     for (int turn = 0; turn < turns; turn++) {
@@ -472,12 +464,8 @@ __global__ void __launch_bounds__(EXCHANGE_THREADS)
                 if (way == BY_COPIES)
                     push(others + (rank < to ? rank : rank - 1) * floats, own + to * floats, bar, bytes, to);
                 else
-                    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
-                                 "[%3];\n"
-                                 :
-                                 : "r"(shared_address(others + (to < rank ? to : to - 1) * floats)),
-                                   "l"(scratch + (block * SPLITS + rank) * floats), "r"(bytes), "r"(bar)
-                                 : "memory");
+                    copy_bytes(others + (to < rank ? to : to - 1) * floats, scratch + (block * SPLITS + rank) * floats,
+                               bytes, bar);
             }
         barrier_wait(bar, turn & 1);
         for (int i = threadIdx.x * 4; i < floats; i += EXCHANGE_THREADS * 4) {
@@ -489,7 +477,7 @@ __global__ void __launch_bounds__(EXCHANGE_THREADS)
             }
             *reinterpret_cast<float4 *>(others + i) = sum;
         }
-        asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+        shared_written();
         __syncthreads();
     }
     cluster_meet();
@@ -505,22 +493,12 @@ template <int SPLITS> void exchange_of(int share_kb) {
     MUST(cudaMalloc(&scratch, static_cast<size_t>(blocks) * SPLITS * floats * 4));
     MUST(cudaMalloc(&out, static_cast<size_t>(blocks) * floats * 4));
     MUST(cudaFuncSetAttribute(exchange_kernel<SPLITS>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = SPLITS;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
     for (int way = BY_LOADS; way <= BY_CACHE; way++) {
         std::vector<float> got(static_cast<size_t>(blocks) * floats);
         int wrong = 0;
         const double us = graph_us([&](cudaStream_t s) {
-            cudaLaunchConfig_t config = {};
-            config.gridDim = dim3(blocks);
-            config.blockDim = dim3(EXCHANGE_THREADS);
-            config.dynamicSmemBytes = shared;
-            config.stream = s;
-            config.attrs = &cluster;
-            config.numAttrs = 1;
-            MUST(cudaLaunchKernelEx(&config, exchange_kernel<SPLITS>, way, floats, turns, scratch, out));
+            MUST(start_clusters(cu_order{s, 0}, exchange_kernel<SPLITS>, blocks, SPLITS, EXCHANGE_THREADS, shared, way,
+                                floats, turns, scratch, out));
         });
         MUST(cudaMemcpy(got.data(), out, got.size() * 4, cudaMemcpyDeviceToHost));
         for (float v : got) wrong += v != SPLITS * (SPLITS + 1) / 2;

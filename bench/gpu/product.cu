@@ -26,15 +26,6 @@ struct shape {
 
 int out_size(int in, const shape &s) { return (in + 2 * s.pad - s.k) / s.stride + 1; }
 
-const char *const tile_names[CU_N_PRODUCT_TILES] = {
-#define X(index, rows, columns, blocks) #rows "x" #columns,
-    CU_WGMMA_TILES(X)
-#undef X
-#define X(index, rows, columns) "t" #rows "x" #columns,
-        CU_TURNS_TILES(X)
-#undef X
-};
-
 /* Whether a tile can do a product: blocks that stay want matrices. */
 bool can(int tile, const cu_product_args &a) { return tile < CU_N_WGMMA_TILES || cu_turns_fit(&a); }
 
@@ -202,8 +193,8 @@ bool equals(const shape &s, const variant &v, int member, const std::vector<__ha
     if (!bad && relative < 1e-3) return true;
     std::printf("FAIL %-14s tile %-9s splits %d pairs %d overlap %d member %d of %d: relative %.2e, %zu of %zu wrong, "
                 "first (pixel %zu, channel %zu): %g not %g\n",
-                s.name, tile_names[v.tile], v.splits, v.pairs, v.overlap, member + 1, v.members, relative, bad,
-                want.size(), first / s.o, first % s.o, static_cast<double>(__half2float(got[first])),
+                s.name, cu_product_tiles[v.tile].name, v.splits, v.pairs, v.overlap, member + 1, v.members, relative,
+                bad, want.size(), first / s.o, first % s.o, static_cast<double>(__half2float(got[first])),
                 static_cast<double>(want[first]));
     return false;
 }
@@ -230,7 +221,7 @@ bool check_one(const shape &s, std::vector<job> &jobs, const std::vector<std::ve
         const cudaError_t e = cu_wgmma(cu_order{stream, v.overlap}, args, v.members, encode);
         if (e != cudaSuccess) {
             std::printf("FAIL %-14s tile %-9s splits %d pairs %d overlap %d members %d: launch: %s\n", s.name,
-                        tile_names[v.tile], v.splits, v.pairs, v.overlap, v.members, cudaGetErrorString(e));
+                        cu_product_tiles[v.tile].name, v.splits, v.pairs, v.overlap, v.members, cudaGetErrorString(e));
             cudaGetLastError();
             return false;
         }
@@ -245,7 +236,7 @@ bool check_one(const shape &s, std::vector<job> &jobs, const std::vector<std::ve
         fine &= equals(s, v, m, got[0][m], want[m]);
         if (std::memcmp(got[0][m].data(), got[1][m].data(), got[0][m].size() * 2)) {
             std::printf("FAIL %-14s tile %-9s splits %d pairs %d overlap %d: other bits the second time\n", s.name,
-                        tile_names[v.tile], v.splits, v.pairs, v.overlap);
+                        cu_product_tiles[v.tile].name, v.splits, v.pairs, v.overlap);
             fine = false;
         }
     }
@@ -271,8 +262,8 @@ int check(void *encode, int only) {
                             check_one(s, jobs, want, encode, {tile, splits, pairs, overlap, members}) ? passed++
                                                                                                       : failed++;
             for (job &j : jobs) drop_job(j);
-            std::printf("%s %-14s tile %s, epilogue %d\n", failed == before ? "pass" : "FAIL", s.name, tile_names[tile],
-                        extras);
+            std::printf("%s %-14s tile %s, epilogue %d\n", failed == before ? "pass" : "FAIL", s.name,
+                        cu_product_tiles[tile].name, extras);
             std::fflush(stdout);
         }
     }
@@ -398,12 +389,13 @@ void time_shape(const shape &s, void *encode, std::vector<std::string> &summary)
             const int wide = s.geglu ? cu_product_tiles[tile].columns / 2 : cu_product_tiles[tile].columns;
             const int blocks = t.tiles * cu_ceil_div(s.o, wide) * splits;
             if (splits > 1 && (t.steps < 2 * splits || blocks > 400)) continue;
-            std::printf("%s\t%d", tile_names[tile], splits);
+            std::printf("%s\t%d", cu_product_tiles[tile].name, splits);
             for (int pairs = 0; pairs <= (!stays && cu_can_pair(&t, splits)); pairs++)
                 for (int overlap = 0; overlap < 2; overlap++) {
                     char how[64];
                     const double us = time_wgmma(j, copies, encode, tile, splits, pairs, overlap);
-                    std::snprintf(how, sizeof how, "%s/%d%s (%d)", tile_names[tile], splits, pairs ? "p" : "", blocks);
+                    std::snprintf(how, sizeof how, "%s/%d%s (%d)", cu_product_tiles[tile].name, splits,
+                                  pairs ? "p" : "", blocks);
                     std::printf("\t%.2f", us);
                     best &b = overlap ? overlapped : plain;
                     if (us < b.us) b.us = us, b.how = how;
@@ -449,7 +441,7 @@ int fill(void *encode) {
     std::printf("# us of a launch in a chain of 40: one tile for each of %d multiprocessors\n", n_sm);
     for (int tile = 0; tile < CU_N_PRODUCT_TILES; tile++)
         for (int overlap = 0; overlap < 2; overlap++) {
-            std::printf("%-9s%s", tile_names[tile], overlap ? "+pdl" : "    ");
+            std::printf("%-9s%s", cu_product_tiles[tile].name, overlap ? "+pdl" : "    ");
             for (int steps = 1; steps <= 64; steps *= 2) {
                 const shape s = {
                     "fill", 1, 1,    cu_product_tiles[tile].rows * n_sm, 64 * steps, cu_product_tiles[tile].columns, 1,
@@ -502,8 +494,8 @@ void print_phases(const shape &s, const job &j, int copies, void *encode, const 
         cycles += static_cast<double>(b.at[PHASE_FINISHED] - b.at[PHASE_BEGIN]);
         ns += static_cast<double>(b.ended - b.began);
     }
-    std::printf("%-18s %-9s/%d%c %c %5zu %8.2f %6llu %6llu", s.name, tile_names[c.tile], c.splits, c.pairs ? 'p' : ' ',
-                overlap ? '+' : ' ', blocks.size(), us, last - first, end - first);
+    std::printf("%-18s %-9s/%d%c %c %5zu %8.2f %6llu %6llu", s.name, cu_product_tiles[c.tile].name, c.splits,
+                c.pairs ? 'p' : ' ', overlap ? '+' : ' ', blocks.size(), us, last - first, end - first);
     for (int p = PHASE_BEGIN + 1; p < N_PHASES; p++) {
         std::vector<double> at;
         for (const block_phases &b : blocks)

@@ -59,11 +59,26 @@ CU_DEVICE bool elect_one() {
     return one != 0;
 }
 
+/* ---- a ring of stages: where it stands, and how often round it went */
+
+template <int STAGES> struct position {
+    uint32_t at = 0, parity = 0;
+    __device__ __forceinline__ void next() {
+        if (++at == STAGES) at = 0, parity ^= 1;
+    }
+    __device__ __forceinline__ void skip(int steps) {
+        const uint32_t to = at + static_cast<uint32_t>(steps), rounds = to / STAGES;
+        at = to - rounds * STAGES, parity ^= rounds & 1;
+    }
+};
+
 /* ---- copies */
 
 CU_DEVICE void prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];\n" ::"l"(p) : "memory"); }
 
-CU_DEVICE void prefetch_map(const CUtensorMap *map) { asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory"); }
+CU_DEVICE void prefetch_map(const CUtensorMap *map) {
+    asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory");
+}
 CU_DEVICE void copy_box(uint32_t to, const CUtensorMap *map, uint32_t bar, int c, int x, int y, int n) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
                  "%6}], [%2];\n" ::"r"(to),
@@ -136,7 +151,9 @@ MULTIPLY_VALUES(160, R0 R16 R32 R48 R64, "%80, %81, %82, %83", "%84", D64(0), D1
 
 CU_DEVICE void sums_begin() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 CU_DEVICE void sums_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
-template <int left> CU_DEVICE void sums_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(left) : "memory"); }
+template <int left> CU_DEVICE void sums_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(left) : "memory");
+}
 /* Keeps the compiler from moving reads or writes of sums over this place. */
 template <int N> CU_DEVICE void sums_pin(float (&d)[N]) {
 #pragma unroll
@@ -144,7 +161,8 @@ template <int N> CU_DEVICE void sums_pin(float (&d)[N]) {
 }
 
 /* Asks for a step of 64 channels: HEIGHT x 64 rows by BN columns, from operands as they lie in a stage. */
-template <int HEIGHT, int BN> CU_DEVICE void ask_step(float (&d)[HEIGHT][BN / 2], const uint64_t &a, const uint64_t &b) {
+template <int HEIGHT, int BN>
+CU_DEVICE void ask_step(float (&d)[HEIGHT][BN / 2], const uint64_t &a, const uint64_t &b) {
 #pragma unroll
     for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
     sums_begin();
@@ -165,7 +183,7 @@ template <int HEIGHT, int BN> CU_DEVICE void ask_step(float (&d)[HEIGHT][BN / 2]
 typedef decltype(&cuTensorMapEncodeTiled) encoder;
 
 static inline bool encode(encoder make, CUtensorMap *map, const void *address, int rank, const cuuint64_t *dims,
-            const cuuint64_t *strides, const cuuint32_t *box, const cuuint32_t *every) {
+                          const cuuint64_t *strides, const cuuint32_t *box, const cuuint32_t *every) {
     return make(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, static_cast<cuuint32_t>(rank), const_cast<void *>(address), dims,
                 strides, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;

@@ -7,10 +7,10 @@
 #include <math.h>
 
 const cu_tile_size cu_product_tiles[CU_N_PRODUCT_TILES] = {
-#define X(index, rows, columns, blocks) [index] = {rows, columns, blocks},
+#define X(index, rows, columns, blocks) [index] = {#rows "x" #columns, rows, columns, blocks},
     CU_WGMMA_TILES(X)
 #undef X
-#define X(index, rows, columns) [index] = {rows, columns, 1},
+#define X(index, rows, columns) [index] = {"t" #rows "x" #columns, rows, columns, 1},
         CU_TURNS_TILES(X)
 #undef X
 };

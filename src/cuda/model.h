@@ -11,6 +11,7 @@ extern "C" {
 #endif
 
 typedef struct cu_tile_size {
+    const char *name;              /* "128x96"; "t128x128" of a block that stays */
     int32_t rows, columns, blocks; /* blocks: on a multiprocessor at once */
 } cu_tile_size;
 extern const cu_tile_size cu_product_tiles[CU_N_PRODUCT_TILES];

@@ -67,19 +67,6 @@ CU_DEVICE tile_place place_of(const launch_args &a, int tile, int bm) {
     return {&a.of[m], row * bm, column};
 }
 
-/* ---- the ring: where it stands, and how often round */
-
-template <int STAGES> struct position {
-    uint32_t at = 0, parity = 0;
-    __device__ __forceinline__ void next() {
-        if (++at == STAGES) at = 0, parity ^= 1;
-    }
-    __device__ __forceinline__ void skip(int steps) {
-        const uint32_t to = at + static_cast<uint32_t>(steps), rounds = to / STAGES;
-        at = to - rounds * STAGES, parity ^= rounds & 1;
-    }
-};
-
 /* The warp that copies, all its lanes along. Weights of the first round come while the launch before still runs. */
 template <typename R> CU_DEVICE void produce(const launch_args &a, uint32_t stages, uint32_t full, uint32_t empty) {
     const bool acts = elect_one();

@@ -473,17 +473,16 @@ CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, u
     }
     CU_PHASE(INPUTS, acts);
     if (a.pair) cluster_wait(); /* the other block's barriers are there */
-    uint32_t k = 0, parity = 0;
-    for (int i = first; i < n_steps; i++) {
-        const uint32_t at = stages + k * R::STAGE, bar = full + k * 8;
+    position<R::STAGES> k;
+    for (int i = first; i < n_steps; i++, k.next()) {
+        const uint32_t at = stages + k.at * R::STAGE, bar = full + k.at * 8;
         next_operands(a, m, origin, begin + i, s);
-        barrier_wait(empty + k * 8, parity);
+        barrier_wait(empty + k.at * 8, k.parity);
         if (acts) {
             if (a.pair) shared_weights_of(s, at, bar);
             else weights_of(s, at, bar);
             input_of(s, at, bar);
         }
-        if (++k == R::STAGES) k = 0, parity ^= 1;
     }
     CU_PHASE(ASKED, acts);
 }
@@ -498,13 +497,14 @@ CU_DEVICE void multiply(const launch_args &a, float (&d)[1][BN / 2], row_sum &su
     CU_PHASE(FULL, (barrier_wait(full, 0), threadIdx.x == 0)); /* waits twice there, which changes nothing */
     const int sharer[2] = {my_part(a), 1 << a.splits_bits};
     if (a.pair) cluster_wait(); /* the other block's barriers are there */
-    uint32_t k = 0, parity = 0, before = 0;
+    position<R::STAGES> k;
+    uint32_t before = 0;
     for (int i = 0; i < n_steps; i++) {
-        barrier_wait(full + k * 8, parity);
-        ask_step<1, BN>(d, cu_operand(stages + k * R::STAGE + group * 64 * CU_CHUNK_BYTES),
-                        cu_operand(stages + k * R::STAGE + R::A_BYTES));
+        barrier_wait(full + k.at * 8, k.parity);
+        ask_step<1, BN>(d, cu_operand(stages + k.at * R::STAGE + group * 64 * CU_CHUNK_BYTES),
+                        cu_operand(stages + k.at * R::STAGE + R::A_BYTES));
         if (NORMED)
-            add_values(sum, stages + k * R::STAGE, norm_row(), threadIdx.x % 2, (begin + i) * CU_CHUNK, a.channels,
+            add_values(sum, stages + k.at * R::STAGE, norm_row(), threadIdx.x % 2, (begin + i) * CU_CHUNK, a.channels,
                        i == 0);
         sums_wait<1>();                          /* all but this step's: the stage before is free */
         if (i > 0 && i + R::STAGES <= n_steps) { /* it is filled again */
@@ -512,8 +512,8 @@ CU_DEVICE void multiply(const launch_args &a, float (&d)[1][BN / 2], row_sum &su
                 if (lane < 2) barrier_arrive_at(empty + before * 8, sharer[0] + lane * sharer[1]);
             } else if (lane == 0) barrier_arrive(empty + before * 8);
         }
-        before = k;
-        if (++k == R::STAGES) k = 0, parity ^= 1;
+        before = k.at;
+        k.next();
     }
     sums_wait<0>();
     sums_pin(d[0]);

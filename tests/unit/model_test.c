@@ -22,15 +22,6 @@ typedef struct measured {
 static measured shapes[MAX_SHAPES];
 static int n_shapes;
 
-static const char *const tile_names[CU_N_PRODUCT_TILES] = {
-#define X(index, rows, columns, blocks) [index] = #rows "x" #columns,
-    CU_WGMMA_TILES(X)
-#undef X
-#define X(index, rows, columns) [index] = "t" #rows "x" #columns,
-        CU_TURNS_TILES(X)
-#undef X
-};
-
 static int log2_of(int32_t splits) { return splits == 1 ? 0 : splits == 2 ? 1 : splits == 4 ? 2 : 3; }
 
 static const cu_tiling *tiling_of(const measured *s, int32_t tile) {
@@ -77,7 +68,7 @@ static void read_time(measured *s, const char *line) {
         return;
     }
     int32_t tile = 0;
-    while (tile < CU_N_PRODUCT_TILES && strcmp(name, tile_names[tile])) tile++;
+    while (tile < CU_N_PRODUCT_TILES && strcmp(name, cu_product_tiles[tile].name)) tile++;
     assert_in_range(tile, 0, CU_N_PRODUCT_TILES - 1);
     for (int o = 0; o < OVERLAPS; o++) {
         s->us[o][tile][log2_of(splits)] = us[o];
@@ -133,10 +124,10 @@ static double weighed_us(const cu_model *m, const measured *s, int overlap) {
 static double chosen_us(const cu_model *m, const measured *s, int overlap) {
     const cu_choice c = cu_product_choose(m, &s->a, 1, cu_turns_fit(&s->a));
     const double us = (c.pairs ? s->paired : s->us)[overlap][c.tile][log2_of(c.splits)];
-    if (!(us > 0)) fail_msg("%s: %s/%d was not measured", s->name, tile_names[c.tile], c.splits);
+    if (!(us > 0)) fail_msg("%s: %s/%d was not measured", s->name, cu_product_tiles[c.tile].name, c.splits);
     if (us > 1.08 * s->best[overlap])
-        printf("%-18s overlap %d: %s/%d %.2f us, best %.2f\n", s->name, overlap, tile_names[c.tile], c.splits, us,
-               s->best[overlap]);
+        printf("%-18s overlap %d: %s/%d %.2f us, best %.2f\n", s->name, overlap, cu_product_tiles[c.tile].name,
+               c.splits, us, s->best[overlap]);
     return us;
 }
 
