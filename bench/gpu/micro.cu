@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: MIT
  * What the plans for Hopper hang on (docs/PERF.md): numbers of the device, not of linework.
- *   gaps     time of a kernel that does nothing in a chain: plain, programmatic, in clusters, in graphs launched back to
- *            back, and in the body of a WHILE node
- *   memory   rates into the multiprocessors from device memory and from the level-2 cache, by loads and by bulk copies
- *   shift    whether the matrix unit reads an operand that begins at any row of a swizzled tile, and what its descriptor
- *            must say then: an input patch could stay in shared memory for all nine taps of a window; and what it must
- *            say of an operand that lies the other way, as attention's values do
- *   exchange what a cluster's blocks give each other when each has sums of all rows and wants a share of the rows of all
- *            of them: by loads, by bulk copies to the one that wants them, and by way of the level-2 cache
- * Without a name all of them. */
+ *   gaps     time of a kernel that does nothing in a chain: plain, programmatic, in clusters, in graphs launched back
+ * to back, and in the body of a WHILE node memory   rates into the multiprocessors from device memory and from the
+ * level-2 cache, by loads and by bulk copies shift    whether the matrix unit reads an operand that begins at any row
+ * of a swizzled tile, and what its descriptor must say then: an input patch could stay in shared memory for all nine
+ * taps of a window; and what it must say of an operand that lies the other way, as attention's values do exchange what
+ * a cluster's blocks give each other when each has sums of all rows and wants a share of the rows of all of them: by
+ * loads, by bulk copies to the one that wants them, and by way of the level-2 cache Without a name all of them. */
 #include "gpu/gpu.cuh"
 
 #include "cuda/common.cuh"
@@ -119,6 +117,35 @@ double back_to_back_us(const launch_kind &kind, int kernels, int graphs) {
     return 1e3 * best / graphs;
 }
 
+/* The same with that many bytes of parameters, of which the first and the last are read. */
+template <int BYTES> struct parameters { int values[BYTES / 4]; };
+template <int BYTES> __global__ void nothing_of(const __grid_constant__ parameters<BYTES> p, int *out) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+    if (p.values[0] != p.values[BYTES / 4 - 1]) *out = 1;
+}
+
+template <int BYTES> void gap_of(int overlap) {
+    const parameters<BYTES> p = {};
+    const double us = graph_us([&](cudaStream_t s) {
+        cudaLaunchAttribute programmatic = {};
+        programmatic.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        programmatic.val.programmaticStreamSerializationAllowed = 1;
+        cudaLaunchConfig_t config = {};
+        config.gridDim = dim3(n_sm);
+        config.blockDim = dim3(288);
+        config.stream = s;
+        config.attrs = &programmatic;
+        config.numAttrs = overlap;
+        for (int i = 0; i < 400; i++)
+            MUST(cudaLaunchKernelEx(&config, nothing_of<BYTES>, p, static_cast<int *>(nullptr)));
+    });
+    std::printf("parameters         %4d bytes, %-18s %7.3f\n", BYTES, overlap ? "programmatic" : "plain", us / 400);
+    std::fflush(stdout);
+}
+
 void gaps() {
     const launch_kind kinds[] = {{"1 block", false, 1, 1, 0},
                                  {"a block each", false, 1, n_sm, 0},
@@ -137,6 +164,11 @@ void gaps() {
         std::printf("chain              %-30s %7.3f\n", k.name, us / 400);
         std::fflush(stdout);
     }
+    for (int overlap = 0; overlap < 2; overlap++) {
+        gap_of<16>(overlap);
+        gap_of<1024>(overlap);
+        gap_of<4000>(overlap);
+    }
     std::printf("# graphs of n such kernels back to back, us a graph; the gap is what exceeds n kernels\n");
     for (const launch_kind &k : {kinds[1], kinds[6]})
         for (int n : {1, 10, 100})
@@ -151,9 +183,6 @@ void gaps() {
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-/* What threads wrote to shared memory is there for the copy engine and the matrix unit. */
-CU_DEVICE void shared_written() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
-
 /* Bytes of memory to this block's shared memory, and word of them to its barrier. */
 CU_DEVICE void copy_bytes(const void *to, const void *from, uint32_t bytes, uint32_t bar) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n"
@@ -331,20 +360,24 @@ template <int COLUMNS> void try_transposed(float *out) {
         }
 }
 
-/* ---- shift: rows shift..shift+63 of a tile of 80 rows as A, the unit matrix as B: the sums are those rows */
+/* ---- shift: as A, 8 groups of 8 rows, `apart` rows from each other, of which the first begins at row `shift`; as B
+ * the unit matrix: the sums are those rows */
 
-__global__ void __launch_bounds__(128) shifted(int shift, int base, float *out) {
+enum { PATCH_ROWS = 200 };
+
+__global__ void __launch_bounds__(128) shifted(int shift, int apart, int base, float *out) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    __shared__ __align__(1024) unsigned char tile[80 * 128];
+    __shared__ __align__(1024) unsigned char tile[PATCH_ROWS * 128];
     __shared__ __align__(1024) unsigned char unit[8 * 128];
-    for (int i = threadIdx.x; i < 80 * 64; i += 128) /* exact in half */
+    for (int i = threadIdx.x; i < PATCH_ROWS * 64; i += 128) /* exact in half */
         *reinterpret_cast<__half *>(tile + cu_swizzle(i * 2)) = __float2half(i / 64 * 8 + i % 8);
     for (int i = threadIdx.x; i < 8 * 64; i += 128)
         *reinterpret_cast<__half *>(unit + cu_swizzle(i * 2)) = __float2half(i / 64 == i % 64 ? 1.0f : 0.0f);
     shared_written();
     __syncthreads();
     float d[4] = {0, 0, 0, 0};
-    const uint64_t a = cu_operand(shared_address(tile) + shift * 128) | static_cast<uint64_t>(base) << 49,
+    const uint64_t a = cu_operand_of(shared_address(tile) + shift * 128, apart * 128) | static_cast<uint64_t>(base)
+                                                                                            << 49,
                    b = cu_operand(shared_address(unit));
     sums_begin();
     asm volatile(
@@ -356,30 +389,30 @@ __global__ void __launch_bounds__(128) shifted(int shift, int base, float *out) 
     sums_wait<0>();
     sums_pin(d);
 #pragma unroll
-    for (int v = 0; v < 4; v++) {
-        out[cu_sum_row(threadIdx.x, v) * 8 + cu_sum_column(threadIdx.x, v)] = d[v];
-    }
+    for (int v = 0; v < 4; v++) { out[cu_sum_row(threadIdx.x, v) * 8 + cu_sum_column(threadIdx.x, v)] = d[v]; }
 #endif
 }
 
 void shift() {
     float *out = nullptr;
     MUST(cudaMalloc(&out, 64 * 8 * 4));
-    std::printf("# an operand that begins at row s of a swizzled tile: is it read right with the base offset b?\n");
-    for (int s = 0; s <= 16; s++) {
-        std::printf("shift %2d:", s);
-        for (int b = 0; b < 8; b++) {
-            float got[64 * 8];
-            int wrong = 0;
-            shifted<<<1, 128>>>(s, b, out);
-            MUST(cudaGetLastError());
-            MUST(cudaMemcpy(got, out, sizeof got, cudaMemcpyDeviceToHost));
-            for (int i = 0; i < 64 * 8; i++) wrong += got[i] != static_cast<float>((i / 8 + s) * 8 + i % 8);
-            if (wrong) std::printf("  b %d: %d wrong", b, wrong);
-            else std::printf("  b %d: RIGHT", b);
+    std::printf("# groups of 8 rows, r apart, from row s of a swizzled tile on: read right with the base offset b?\n");
+    for (int apart : {8, 10, 20, 18})
+        for (int s = 0; s <= 20 && s + 7 * apart + 8 <= PATCH_ROWS; s++) {
+            std::printf("apart %2d, shift %2d:", apart, s);
+            for (int b = 0; b < 8; b++) {
+                float got[64 * 8];
+                int wrong = 0;
+                shifted<<<1, 128>>>(s, apart, b, out);
+                MUST(cudaGetLastError());
+                MUST(cudaMemcpy(got, out, sizeof got, cudaMemcpyDeviceToHost));
+                for (int i = 0; i < 64 * 8; i++)
+                    wrong += got[i] != static_cast<float>((s + i / 64 * apart + i / 8 % 8) * 8 + i % 8);
+                if (wrong) std::printf("  b %d: %d wrong", b, wrong);
+                else std::printf("  b %d: RIGHT", b);
+            }
+            std::printf("\n");
         }
-        std::printf("\n");
-    }
     MUST(cudaFree(out));
     MUST(cudaMalloc(&out, 64 * 80 * 4));
     std::printf("# values [key][column] as the second operand, summed over keys\n");
@@ -390,19 +423,21 @@ void shift() {
 
 /* ---- exchange: each of SPLITS blocks of a cluster holds as many shares of sums; block r adds up share r of all */
 
-enum exchange_way { BY_LOADS, BY_COPIES, BY_ROWS, BY_CACHE };
-const char *const exchange_names[] = {"loads", "bulk copies", "bulk copies of 512 bytes", "level-2 cache"};
+enum exchange_way { BY_LOADS, BY_COPIES, BY_ROWS, BY_STORES, BY_CACHE };
+const char *const exchange_names[] = {"loads", "bulk copies", "bulk copies of 512 bytes", "stores", "level-2 cache"};
 enum { EXCHANGE_THREADS = 416 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-/* Bytes of this block to a place in another's shared memory, and word of it to the barrier there. */
 CU_DEVICE void push(const float *to, const float *from, uint32_t bar, uint32_t bytes, int block) {
-    asm volatile("{\n.reg .b32 there, bar;\nmapa.shared::cluster.u32 there, %0, %4;\n"
-                 "mapa.shared::cluster.u32 bar, %2, %4;\n"
-                 "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [there], [%1], %3, [bar];\n}\n"
-                 :
-                 : "r"(shared_address(to)), "r"(shared_address(from)), "r"(bar), "r"(bytes), "r"(block)
-                 : "memory");
+    send_bytes(there_of(shared_address(to), block), shared_address(from), bytes, there_of(bar, block));
+}
+
+/* 16 bytes into another block's shared memory, and word of them to the barrier there. */
+CU_DEVICE void send_value(uint32_t to, uint4 v, uint32_t bar) {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];\n" ::"r"(to),
+        "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(bar)
+        : "memory");
 }
 #endif
 
@@ -457,7 +492,13 @@ __global__ void __launch_bounds__(EXCHANGE_THREADS)
                 const int to = (rank + 1 + i % (SPLITS - 1)) % SPLITS, at = i / (SPLITS - 1) * 128;
                 push(others + (rank < to ? rank : rank - 1) * floats + at, own + to * floats + at, bar, 512, to);
             }
-        if (way != BY_ROWS && threadIdx.x == 0)
+        if (way == BY_STORES)
+            for (int i = threadIdx.x * 4; i < (SPLITS - 1) * floats; i += EXCHANGE_THREADS * 4) {
+                const int to = (rank + 1 + i / floats) % SPLITS, at = i % floats;
+                send_value(there_of(shared_address(others + (rank < to ? rank : rank - 1) * floats + at), to),
+                           *reinterpret_cast<const uint4 *>(own + to * floats + at), there_of(bar, to));
+            }
+        if (way != BY_ROWS && way != BY_STORES && threadIdx.x == 0)
             for (int k = 1; k < SPLITS; k++) {
                 const int to = (rank + k) % SPLITS;
                 const size_t block = blockIdx.x - rank + to;

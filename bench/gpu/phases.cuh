@@ -8,22 +8,24 @@
 
 #include "cuda/kernels.h"
 
-/* In a block's order, and what has happened then. The warp that copies: BARRIERS to ASKED; thread 0, which multiplies:
- * the others. */
+/* In a block's order, and what has happened then. The warp that copies weights: BARRIERS to WEIGHTS; the one that copies
+ * the input: PREVIOUS to ASKED; thread 0, which multiplies: the others. */
 #define PHASES(X)                                                                                                      \
     X(BEGIN, "begin")           /* the block's first instructions */                                                   \
     X(BARRIERS, "barriers")     /* are made */                                                                         \
+    X(OPERANDS, "operands")     /* where the first copy is from is known */                                            \
+    X(FIRST, "first")           /* copy of weights is asked for */                                                     \
     X(WEIGHTS, "weights")       /* copies of the ring's first round are asked for */                                   \
     X(PREVIOUS, "previous")     /* the launch before is over */                                                        \
     X(INPUTS, "inputs")         /* of the first round are asked for */                                                 \
     X(ASKED, "asked")           /* the last copy is asked for */                                                       \
-    X(TOGETHER, "together")     /* rows' places are known, barriers are there */                                       \
-    X(FULL, "full")             /* the first stage */                                                                  \
+    X(ROWS, "rows")             /* places in the output are known */                                                   \
+    X(TOGETHER, "together")     /* the others that multiply, too */                                                    \
+    X(FULL, "full")             /* the first boxes */                                                                  \
     X(MULTIPLIED, "multiplied") /* the last step's sums are done */                                                    \
-    X(STORED, "stored")         /* sums are in shared memory */                                                        \
-    X(MET, "met")               /* so are those of the cluster's other blocks */                                       \
-    X(FINISHED, "finished")     /* this thread's rows are on their way out */                                          \
-    X(LEFT, "left")             /* nobody reads this block's sums any more (clusters) */
+    X(STORED, "stored")         /* sums are in shared memory, or sent */                                               \
+    X(MET, "met")               /* all sums and parts are there */                                                     \
+    X(FINISHED, "finished")     /* this thread's rows are on their way out */
 enum phase {
 #define X(name, text) PHASE_##name,
     PHASES(X)

@@ -22,6 +22,7 @@ struct shape {
     const char *name;
     int n, h, w, c, o, k, stride, pad; /* of the input; o: columns of the output */
     bool geglu;
+    int members = 1; /* products of that shape in one launch, as ControlNet's and the encoder's are */
 };
 
 int out_size(int in, const shape &s) { return (in + 2 * s.pad - s.k) / s.stride + 1; }
@@ -42,7 +43,12 @@ __device__ float sum_of(const cu_product_args &a, int g, int y, int x, int o) {
                               (static_cast<int64_t>(o) * a.kh * a.kw + ky * a.kw + kx) * a.in.c;
             for (int c = 0; c < a.in.c; c++) sum += __half2float(in[c]) * __half2float(w[c]);
         }
-    return sum;
+    if (!a.folded) return sum;
+    const __half *in = static_cast<const __half *>(a.in.p) + g * a.in.sg + y * a.in.sh + x * a.in.sw;
+    float mean = 0, squares = 0;
+    for (int c = 0; c < a.in.c; c++) mean += __half2float(in[c]) / a.in.c;
+    for (int c = 0; c < a.in.c; c++) squares += (__half2float(in[c]) - mean) * (__half2float(in[c]) - mean);
+    return (sum - mean * a.folded[2 * o]) * rsqrtf(squares / a.in.c + a.eps) + a.folded[2 * o + 1];
 }
 
 __device__ float with_vectors(const cu_epilogue &e, int g, int o, float v) {
@@ -99,7 +105,8 @@ float *new_floats(job &j, size_t n, uint32_t seed) {
     return static_cast<float *>(p);
 }
 
-/* extras: bit 0 bias, 1 addend, 2 residual, 3 scale, 4 SiLU. copies: of the weights, one after the other. */
+/* extras: bit 0 bias, 1 addend, 2 residual, 3 scale, 4 SiLU, 5 a layer norm (of matrices). copies: of the weights, one
+ * after the other. */
 job make_job(const shape &s, int extras, int copies, uint32_t seed = 0) {
     job j;
     const int oh = out_size(s.h, s), ow = out_size(s.w, s), rows = s.geglu ? 2 * s.o : s.o;
@@ -125,6 +132,7 @@ job make_job(const shape &s, int extras, int copies, uint32_t seed = 0) {
     if (extras & 2) j.a.epi.addend = dense(addend, s.n, 1, 1, rows);
     if (extras & 4) j.a.epi.residual = dense(residual, s.n, oh, ow, s.o);
     if (extras & 8) j.a.epi.scale = new_floats(j, s.n, 7 + seed), j.a.epi.scale_sg = s.n == 1 ? 0 : 1;
+    if (extras & 32) j.a.folded = new_floats(j, 2 * static_cast<size_t>(rows), 8 + seed), j.a.eps = 1e-5f;
     if (s.geglu) j.a.epi.act = CU_ACT_GEGLU;
     else if (extras & 16) j.a.epi.act = CU_ACT_SILU;
     j.flop = 2.0 * s.n * oh * ow * static_cast<double>(j.weight_values);
@@ -147,7 +155,7 @@ const shape awkward[] = {
     {"few channels", 2, 48, 32, 8, 320, 3, 1, 1, false},   {"stride 2", 2, 24, 16, 96, 128, 3, 2, 1, false},
     {"stride 2 late", 1, 32, 48, 64, 64, 3, 2, 0, false},  {"1x1 stride 2", 3, 8, 8, 64, 64, 1, 2, 0, false},
     {"many tiles", 1, 1, 36000, 136, 328, 1, 1, 0, false}, {"many gated", 1, 1, 20000, 320, 200, 1, 1, 0, true},
-    {"pictures", 3, 20, 30, 72, 64, 1, 1, 0, false},
+    {"pictures", 3, 20, 30, 72, 64, 1, 1, 0, false},       {"cut patches", 3, 13, 24, 136, 72, 3, 1, 1, false},
 };
 
 /* The launch before: lets the next one in at once, and has its input ready only a while later. */
@@ -247,25 +255,27 @@ int check(void *encode, int only) {
     int passed = 0, failed = 0;
     for (int tile = 0; tile < CU_N_PRODUCT_TILES; tile++) {
         if (only >= 0 && tile != only) continue;
-        for (const shape &s : awkward) {
-            const bool stays = tile >= CU_N_WGMMA_TILES;
-            const int possible = stays ? (s.geglu ? 1 : 1 | 4) : 31, /* of make_job's extras */
-                before = failed, extras = static_cast<int>(&s - awkward) * 7 % 32 & possible;
-            std::vector<job> jobs = {make_job(s, extras, 1), make_job(s, extras, 1, 100)};
-            const std::vector<std::vector<float>> want = {plain_values(jobs[0]), plain_values(jobs[1])};
-            cu_tiling t;
-            cu_wgmma_tiling(&t, &jobs[0].a, cu_product_tiles[tile].rows);
-            for (int splits = 1; splits <= (stays ? 1 : CU_WGMMA_MAX_SPLITS) && can(tile, jobs[0].a); splits *= 2)
-                for (int pairs = 0; pairs <= (!stays && cu_can_pair(&t, splits)); pairs++)
-                    for (int overlap = 0; overlap < 2; overlap++)
-                        for (int members = 1; members <= 2; members++)
-                            check_one(s, jobs, want, encode, {tile, splits, pairs, overlap, members}) ? passed++
-                                                                                                      : failed++;
-            for (job &j : jobs) drop_job(j);
-            std::printf("%s %-14s tile %s, epilogue %d\n", failed == before ? "pass" : "FAIL", s.name,
-                        cu_product_tiles[tile].name, extras);
-            std::fflush(stdout);
-        }
+        const bool stays = tile >= CU_N_WGMMA_TILES;
+        for (const shape &s : awkward)
+            for (int normed = 0; normed <= (!stays && s.k == 1 && s.stride == 1); normed++) {
+                const int possible = stays ? (s.geglu ? 1 : 1 | 4) : 31, /* of make_job's extras */
+                    before = failed, extras = (static_cast<int>(&s - awkward) * 7 % 32 & possible) | (normed ? 32 : 0);
+                std::vector<job> jobs = {make_job(s, extras, 1), make_job(s, extras, 1, 100)};
+                const std::vector<std::vector<float>> want = {plain_values(jobs[0]), plain_values(jobs[1])};
+                cu_tiling t;
+                cu_wgmma_tiling(&t, &jobs[0].a, cu_product_tiles[tile].rows);
+                const int most = !can(tile, jobs[0].a) ? 0 : stays || normed || s.geglu ? 1 : CU_WGMMA_MAX_SPLITS;
+                for (int splits = 1; splits <= most; splits *= 2)
+                    for (int pairs = 0; pairs <= (!stays && cu_can_pair(&t, splits)); pairs++)
+                        for (int overlap = 0; overlap < 2; overlap++)
+                            for (int members = 1; members <= 2; members++)
+                                check_one(s, jobs, want, encode, {tile, splits, pairs, overlap, members}) ? passed++
+                                                                                                          : failed++;
+                for (job &j : jobs) drop_job(j);
+                std::printf("%s %-14s tile %s, epilogue %d\n", failed == before ? "pass" : "FAIL", s.name,
+                            cu_product_tiles[tile].name, extras);
+                std::fflush(stdout);
+            }
     }
     std::printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
@@ -334,6 +344,28 @@ const shape sd15[] = {
     {"geglu 6144", 1, 1, 6144, 640, 2560, 1, 1, 0, true},
     {"lin 1536 1280", 1, 1, 1536, 1280, 1280, 1, 1, 0, false},
     {"geglu 1536", 1, 1, 1536, 1280, 5120, 1, 1, 0, true},
+    {"both c3 4x6 1280", 2, 6, 4, 1280, 1280, 3, 1, 1, false, 2},
+    {"both c3 8x12 1280", 2, 12, 8, 1280, 1280, 3, 1, 1, false, 2},
+    {"both c3 8x12 640", 2, 12, 8, 640, 1280, 3, 1, 1, false, 2},
+    {"both c3 16x24 640", 2, 24, 16, 640, 640, 3, 1, 1, false, 2},
+    {"both c3 16x24 320", 2, 24, 16, 320, 640, 3, 1, 1, false, 2},
+    {"both c3 32x48 320", 2, 48, 32, 320, 320, 3, 1, 1, false, 2},
+    {"both c3 16x16 1280", 2, 16, 16, 1280, 1280, 3, 1, 1, false, 2},
+    {"both c3 32x32 640", 2, 32, 32, 640, 640, 3, 1, 1, false, 2},
+    {"both c3 64x64 320", 2, 64, 64, 320, 320, 3, 1, 1, false, 2},
+    {"both lin 48 1280", 1, 1, 48, 1280, 1280, 1, 1, 0, false, 2},
+    {"both lin 192 1280", 1, 1, 192, 1280, 1280, 1, 1, 0, false, 2},
+    {"both lin 192 qkv", 1, 1, 192, 1280, 3840, 1, 1, 0, false, 2},
+    {"both lin 192 5120", 1, 1, 192, 5120, 1280, 1, 1, 0, false, 2},
+    {"both geglu 192", 1, 1, 192, 1280, 5120, 1, 1, 0, true, 2},
+    {"both lin 768 640", 1, 1, 768, 640, 640, 1, 1, 0, false, 2},
+    {"both lin 768 qkv", 1, 1, 768, 640, 1920, 1, 1, 0, false, 2},
+    {"both lin 768 2560", 1, 1, 768, 2560, 640, 1, 1, 0, false, 2},
+    {"both geglu 768", 1, 1, 768, 640, 2560, 1, 1, 0, true, 2},
+    {"both lin 3072 320", 1, 1, 3072, 320, 320, 1, 1, 0, false, 2},
+    {"both lin 3072 qkv", 1, 1, 3072, 320, 960, 1, 1, 0, false, 2},
+    {"both lin 3072 1280", 1, 1, 3072, 1280, 320, 1, 1, 0, false, 2},
+    {"both geglu 3072", 1, 1, 3072, 320, 1280, 1, 1, 0, true, 2},
     {"8192^3", 1, 1, 8192, 8192, 8192, 1, 1, 0, false},
 };
 
@@ -345,13 +377,30 @@ int count_copies(const shape &s) {
     return std::min(copies, 48);
 }
 
-double time_wgmma(const job &j, int copies, void *encode, int tile, int splits, int pairs, int overlap) {
+/* One for each member, with as many copies of the weights; extras as in the networks. */
+std::vector<job> make_jobs(const shape &s, int copies) {
+    std::vector<job> jobs;
+    for (int m = 0; m < s.members; m++)
+        jobs.push_back(make_job(s, s.geglu || (s.k == 1 && s.o > s.c) ? 1 : 1 | 4, copies, static_cast<uint32_t>(m)));
+    return jobs;
+}
+
+/* Of the launch with copy i of the weights. */
+void set_args(cu_product_args *a, const std::vector<job> &jobs, int i, int tile, int splits, int pairs) {
+    for (size_t m = 0; m < jobs.size(); m++) {
+        a[m] = jobs[m].a;
+        a[m].tile = tile, a[m].splits = splits, a[m].pairs = pairs;
+        a[m].weights = static_cast<const __half *>(a[m].weights) + i * jobs[m].weight_values;
+    }
+}
+
+double time_wgmma(const std::vector<job> &jobs, int copies, void *encode, int tile, int splits, int pairs,
+                  int overlap) {
     return graph_us([&](cudaStream_t stream) {
                for (int i = 0; i < copies; i++) {
-                   cu_product_args a = j.a;
-                   a.tile = tile, a.splits = splits, a.pairs = pairs;
-                   a.weights = static_cast<const __half *>(j.a.weights) + i * j.weight_values;
-                   MUST(cu_wgmma(cu_order{stream, overlap}, &a, 1, encode));
+                   cu_product_args a[2];
+                   set_args(a, jobs, i, tile, splits, pairs);
+                   MUST(cu_wgmma(cu_order{stream, overlap}, a, static_cast<int>(jobs.size()), encode));
                }
            }) /
            copies;
@@ -376,24 +425,25 @@ struct best {
 
 void time_shape(const shape &s, void *encode, std::vector<std::string> &summary) {
     const int copies = count_copies(s);
-    job j = make_job(s, s.geglu || (s.k == 1 && s.o > s.c) ? 1 : 1 | 4, copies); /* as in the networks */
+    std::vector<job> jobs = make_jobs(s, copies);
+    const job &j = jobs[0];
     best plain, overlapped, old;
-    std::printf("shape\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\n", s.name, s.n, s.h, s.w, s.c, s.o, s.k, s.stride,
-                s.pad, s.geglu);
+    std::printf("shape\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\n", s.name, s.n, s.h, s.w, s.c, s.o, s.k, s.stride,
+                s.pad, s.geglu, s.members);
     cu_tiling t;
     for (int tile = 0; tile < CU_N_PRODUCT_TILES; tile++)
         for (int splits = 1; splits <= CU_WGMMA_MAX_SPLITS; splits *= 2) {
             const bool stays = tile >= CU_N_WGMMA_TILES;
-            if (!can(tile, j.a) || (stays && splits > 1)) continue;
+            if (!can(tile, j.a) || ((stays || s.geglu) && splits > 1)) continue;
             cu_wgmma_tiling(&t, &j.a, cu_product_tiles[tile].rows);
             const int wide = s.geglu ? cu_product_tiles[tile].columns / 2 : cu_product_tiles[tile].columns;
-            const int blocks = t.tiles * cu_ceil_div(s.o, wide) * splits;
+            const int blocks = s.members * t.tiles * cu_ceil_div(s.o, wide) * splits;
             if (splits > 1 && (t.steps < 2 * splits || blocks > 400)) continue;
             std::printf("%s\t%d", cu_product_tiles[tile].name, splits);
             for (int pairs = 0; pairs <= (!stays && cu_can_pair(&t, splits)); pairs++)
                 for (int overlap = 0; overlap < 2; overlap++) {
                     char how[64];
-                    const double us = time_wgmma(j, copies, encode, tile, splits, pairs, overlap);
+                    const double us = time_wgmma(jobs, copies, encode, tile, splits, pairs, overlap);
                     std::snprintf(how, sizeof how, "%s/%d%s (%d)", cu_product_tiles[tile].name, splits,
                                   pairs ? "p" : "", blocks);
                     std::printf("\t%.2f", us);
@@ -405,8 +455,8 @@ void time_shape(const shape &s, void *encode, std::vector<std::string> &summary)
     float *partials = nullptr;
     MUST(cudaMalloc(&partials, 16 * sizeof(float) * static_cast<size_t>(s.n) * out_size(s.h, s) * out_size(s.w, s) *
                                    static_cast<size_t>(j.a.n_rows)));
-    for (int tile = CU_TILE_64; tile <= CU_TILE_128; tile++)
-        for (int splits = 1; splits <= 16; splits *= 4) {
+    for (int tile = CU_TILE_64; tile <= CU_TILE_128; tile++) /* one member a launch */
+        for (int splits = 1; splits <= 16 && s.members == 1; splits *= 4) {
             char how[64];
             if (splits > 1 && j.flop > 1e10) continue;
             const double us = time_mma(j, copies, tile, splits, partials);
@@ -415,11 +465,11 @@ void time_shape(const shape &s, void *encode, std::vector<std::string> &summary)
             if (us < old.us) old.us = us, old.how = how;
         }
     MUST(cudaFree(partials));
-    drop_job(j);
+    for (job &one : jobs) drop_job(one);
     char text[256];
     std::snprintf(text, sizeof text, "%-18s %8.2f %-20s %8.2f %-20s %8.2f %-8s %7.1f TFLOP/s %5.2f TB/s x%d", s.name,
-                  plain.us, plain.how.c_str(), overlapped.us, overlapped.how.c_str(), old.us, old.how.c_str(),
-                  j.flop / plain.us * 1e-6, j.bytes / plain.us * 1e-6, copies);
+                  plain.us, plain.how.c_str(), overlapped.us, overlapped.how.c_str(), old.how.empty() ? 0 : old.us,
+                  old.how.c_str(), s.members * j.flop / plain.us * 1e-6, s.members * j.bytes / plain.us * 1e-6, copies);
     summary.push_back(text);
     std::fflush(stdout);
 }
@@ -448,7 +498,7 @@ int fill(void *encode) {
                     1,      0, false};
                 job j = make_job(s, 1, 1);
                 j.weight_values = 0; /* the same weights each time */
-                std::printf(" %4d: %6.2f", steps, time_wgmma(j, 40, encode, tile, 1, 0, overlap));
+                std::printf(" %4d: %6.2f", steps, time_wgmma({j}, 40, encode, tile, 1, 0, overlap));
                 drop_job(j);
             }
             std::printf("\n");
@@ -471,16 +521,16 @@ double median(std::vector<double> v) {
 }
 
 /* Of the last of some launches in a graph, each with weights of its own that are in no cache. */
-void print_phases(const shape &s, const job &j, int copies, void *encode, const cu_choice &c, int overlap) {
+void print_phases(const shape &s, const std::vector<job> &jobs, int copies, void *encode, const cu_choice &c,
+                  int overlap) {
     std::vector<block_phases> blocks;
     MUST(phases_read(blocks)); /* forgets what was */
     const double us = graph_us(
                           [&](cudaStream_t stream) {
                               for (int i = 0; i < copies; i++) {
-                                  cu_product_args a = j.a;
-                                  a.tile = c.tile, a.splits = c.splits, a.pairs = c.pairs;
-                                  a.weights = static_cast<const __half *>(j.a.weights) + i * j.weight_values;
-                                  MUST(phases_wgmma(cu_order{stream, overlap}, &a, 1, encode));
+                                  cu_product_args a[2];
+                                  set_args(a, jobs, i, c.tile, c.splits, c.pairs);
+                                  MUST(phases_wgmma(cu_order{stream, overlap}, a, s.members, encode));
                               }
                           },
                           3) /
@@ -509,13 +559,14 @@ void print_phases(const shape &s, const job &j, int copies, void *encode, const 
 
 void phases_of(const shape &s, void *encode) {
     const int copies = std::min(count_copies(s), 12);
-    job j = make_job(s, 1 | 4, copies);
+    std::vector<job> jobs = make_jobs(s, copies);
     std::vector<cu_choice> choices;
-    for (int tile = 0; tile < CU_N_WGMMA_TILES; tile++) choices.push_back(cu_product_splits(&cu_h200, &j.a, 1, tile));
+    for (int tile = 0; tile < CU_N_WGMMA_TILES; tile++)
+        choices.push_back(cu_product_splits(&cu_h200, &jobs[0].a, s.members, tile));
     std::sort(choices.begin(), choices.end(), [](const cu_choice &a, const cu_choice &b) { return a.us < b.us; });
     for (int i = 0; i < 3; i++)
-        for (int overlap = 0; overlap < 2; overlap++) print_phases(s, j, copies, encode, choices[i], overlap);
-    drop_job(j);
+        for (int overlap = 0; overlap < 2; overlap++) print_phases(s, jobs, copies, encode, choices[i], overlap);
+    for (job &j : jobs) drop_job(j);
 }
 
 int phases(void *encode, const char *only) {

@@ -83,11 +83,6 @@ template <int D> CU_DEVICE void weigh(state<D> &st, float s[shape<D>::KEYS / 8][
     }
 }
 
-CU_DEVICE uint32_t pack(float a, float b) {
-    __half2 h = __floats2half2_rn(a, b);
-    return *reinterpret_cast<uint32_t *>(&h);
-}
-
 template <int D> CU_DEVICE void add_values(state<D> &st, const float s[shape<D>::KEYS / 8][4], const __half *values) {
     typedef shape<D> S;
     const int lane = threadIdx.x % 32, row = lane % 16, column = lane / 16 * 8;

@@ -108,7 +108,17 @@ static inline cu_members members_of(const cu_apply_args *args, int members) {
     return m;
 }
 
+/* A value that is the same in all lanes, which are here: the compiler then knows that it is, and keeps it, instead of
+ * loading or computing it again each time. */
+template <typename T> CU_DEVICE T uniform(T x) { return __shfl_sync(CU_ALL_LANES, x, 0); }
+
 /* ---- 8 values */
+
+/* Two halves, a first. */
+CU_DEVICE uint32_t pack(float a, float b) {
+    __half2 h = __floats2half2_rn(a, b);
+    return *reinterpret_cast<uint32_t *>(&h);
+}
 
 CU_DEVICE void load8(const __half *p, float v[8]) {
     union {

@@ -48,9 +48,7 @@ CU_DEVICE void barrier_wait(uint32_t bar, uint32_t parity) {
 }
 
 /* After barrier_init: the copy engine and the cluster see them. */
-CU_DEVICE void barriers_made() {
-    asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;\n" ::: "memory");
-}
+CU_DEVICE void barriers_made() { asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory"); }
 
 /* True in one lane of a warp whose lanes all are here. */
 CU_DEVICE bool elect_one() {
@@ -59,16 +57,24 @@ CU_DEVICE bool elect_one() {
     return one != 0;
 }
 
+/* Barriers of hardware by number, 0 is __syncthreads': whole warps that meet there, or pass without waiting. */
+CU_DEVICE void warps_meet(int number, int threads) {
+    asm volatile("bar.sync %0, %1;\n" ::"r"(number), "r"(threads) : "memory");
+}
+CU_DEVICE void warps_pass(int number, int threads) {
+    asm volatile("bar.arrive %0, %1;\n" ::"r"(number), "r"(threads) : "memory");
+}
+
 /* ---- a ring of stages: where it stands, and how often round it went */
 
-template <int STAGES> struct position {
+struct position {
     uint32_t at = 0, parity = 0;
-    __device__ __forceinline__ void next() {
-        if (++at == STAGES) at = 0, parity ^= 1;
+    __device__ __forceinline__ void next(uint32_t stages) {
+        if (++at == stages) at = 0, parity ^= 1;
     }
-    __device__ __forceinline__ void skip(int steps) {
-        const uint32_t to = at + static_cast<uint32_t>(steps), rounds = to / STAGES;
-        at = to - rounds * STAGES, parity ^= rounds & 1;
+    __device__ __forceinline__ void skip(uint32_t steps, uint32_t stages) {
+        const uint32_t to = at + steps, rounds = to / stages;
+        at = to - rounds * stages, parity ^= rounds & 1;
     }
 };
 
@@ -99,6 +105,23 @@ CU_DEVICE void copy_weights_to(uint32_t to, const CUtensorMap *map, uint32_t bar
                  "[%1, {%3, %4, %5}], [%2], %6;\n" ::"r"(to),
                  "l"(map), "r"(bar), "r"(c), "r"(tap), "r"(row), "h"(blocks)
                  : "memory");
+}
+
+/* ---- between the blocks of a cluster */
+
+CU_DEVICE uint32_t there_of(uint32_t address, int block) {
+    uint32_t there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(there) : "r"(address), "r"(block));
+    return there;
+}
+/* What this thread has written of shared memory is there for the copy engine. */
+CU_DEVICE void shared_written() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
+/* Bytes of shared memory to another block's, and word of them to the barrier there; both multiples of 16. */
+CU_DEVICE void send_bytes(uint32_t to, uint32_t from, uint32_t bytes, uint32_t bar) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to),
+        "r"(from), "r"(bytes), "r"(bar)
+        : "memory");
 }
 
 /* ---- the matrix unit: 64 x BN sums of a group of four warps += A [64][16] . B [BN][16]^T */
@@ -160,6 +183,11 @@ template <int N> CU_DEVICE void sums_pin(float (&d)[N]) {
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+/* An operand that begins `bytes` further on: shared memory ends below 2^18, so that nothing is carried. */
+CU_DEVICE uint64_t further(uint64_t operand, uint32_t bytes) {
+    return operand >> 32 << 32 | (static_cast<uint32_t>(operand) + (bytes >> 4));
+}
+
 /* Asks for a step of 64 channels: HEIGHT x 64 rows by BN columns, from operands as they lie in a stage. */
 template <int HEIGHT, int BN>
 CU_DEVICE void ask_step(float (&d)[HEIGHT][BN / 2], const uint64_t &a, const uint64_t &b) {
@@ -170,7 +198,7 @@ CU_DEVICE void ask_step(float (&d)[HEIGHT][BN / 2], const uint64_t &a, const uin
     for (int part = 0; part < CU_CHUNK / 16; part++)
 #pragma unroll
         for (int p = 0; p < HEIGHT; p++)
-            multiplier<BN>::add(d[p], a + p * (64 * CU_CHUNK_BYTES / 16) + 2 * part, b + 2 * part);
+            multiplier<BN>::add(d[p], further(a, p * 64 * CU_CHUNK_BYTES + 32 * part), further(b, 32 * part));
     sums_commit();
 #pragma unroll
     for (int p = 0; p < HEIGHT; p++) sums_pin(d[p]);
@@ -189,7 +217,8 @@ static inline bool encode(encoder make, CUtensorMap *map, const void *address, i
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-/* Pixels in boxes of the tile's, every stride-th of both axes; flat: as one row. */
+/* Pixels in boxes of the tile's input, every stride-th of both axes; axes: channels, x, y, n, or for patches channels,
+ * x, n, y. flat: as one row. */
 static inline bool encode_pixels(encoder make, CUtensorMap *map, const cu_view &v, const cu_tiling &t, int stride,
                                  bool flat) {
     const cuuint64_t sw = 2 * v.sw, w = flat ? t.w : v.w, h = flat ? 1 : v.h,
@@ -198,9 +227,13 @@ static inline bool encode_pixels(encoder make, CUtensorMap *map, const cu_view &
     const cuuint32_t each = static_cast<cuuint32_t>(stride);
     const cuuint64_t dims[4] = {static_cast<cuuint64_t>(v.c), w, h, static_cast<cuuint64_t>(t.n)},
                      strides[3] = {sw, sh, sn};
-    const cuuint32_t box[4] = {CU_CHUNK, t.bw * each, t.bh * each, static_cast<cuuint32_t>(t.bn)},
+    const cuuint32_t box[4] = {CU_CHUNK, t.box_w * each, t.box_h * each, static_cast<cuuint32_t>(t.bn)},
                      every[4] = {1, each, each, 1};
-    return encode(make, map, v.p, 4, dims, strides, box, every);
+    if (!t.patch) return encode(make, map, v.p, 4, dims, strides, box, every);
+    const cuuint64_t patch_dims[4] = {dims[0], dims[1], dims[3], dims[2]},
+                     patch_strides[3] = {strides[0], strides[2], strides[1]};
+    const cuuint32_t patch_box[4] = {box[0], box[1], box[3], box[2]};
+    return encode(make, map, v.p, 4, patch_dims, patch_strides, patch_box, every);
 }
 
 /* [rows][taps][c] */

@@ -172,7 +172,8 @@ enum { CU_TILE_64, CU_TILE_128, CU_TILE_F32, CU_N_TILES };
 enum { CU_PRODUCT_STEP = 64 }; /* values of the sum in one pipeline step of the half kernels */
 cudaError_t cu_product(cu_order order, const cu_product_args *args);
 
-/* ---- products on Hopper (wgmma.cu): half only, out.c is half of n_rows for GEGLU, splits 1, 2, 4 or 8 */
+/* ---- products on Hopper (wgmma.cu): half only, out.c is half of n_rows for GEGLU, splits 1, 2, 4 or 8,
+ * but 1 for GEGLU and where folded */
 
 /* X(index, rows, columns, blocks a multiprocessor); 64 rows are a group of four warps. */
 #define CU_WGMMA_TILES(X)                                                                                              \

@@ -20,28 +20,24 @@ const cu_tile_size cu_product_tiles[CU_N_PRODUCT_TILES] = {
 const cu_model cu_h200 = {.n_sm = 132,
                           .memory = 4800,
                           .multiply = 4055,
-                          .cache = 14790,
-                          .zero_row = 1.56,
-                          .latency = 842,
+                          .cache = 11300,
+                          .zero_row = 1.44,
+                          .latency = 886,
                           .launch = 910,
-                          .ends = 2005,
-                          .finish = 9.76,
-                          .across = 14.7,
-                          .beside = 0.6,
+                          .ends = 1683,
+                          .finish = 7.56,
+                          .across = 8.96,
+                          .beside = 1.0,
                           .useful = 0.76,
                           .normed = 1.35,
-                          .turn = 2.88,
-                          .stream = 114};
+                          .turn = 7.42,
+                          .stay = 801,
+                          .stream = 390,
+                          .meet = 21.5};
 
 /* Clusters of 4 and 8 do not fill the device: its multiprocessors are in clusters of their own, of 16 or 18 less the
  * faulty ones. 120 of 132 could be used where this was measured. */
 static int32_t places(const cu_model *m, int32_t splits) { return splits < 4 ? m->n_sm : m->n_sm - m->n_sm / 11; }
-
-/* As wgmma.cu divides shared memory. */
-static int32_t stages(const cu_tile_size *s) {
-    const int32_t fit = (228 / s->blocks - 8) * 1024 / ((s->rows + s->columns) * CU_CHUNK_BYTES);
-    return fit < 8 ? fit : 8;
-}
 
 /* A block that stays: its tiles' steps in a row, as many tiles as the block with the most has; the results of each but
  * the last leave beside the next one's steps, unless these are fewer. */
@@ -53,52 +49,51 @@ static double turns_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, in
                  finish = sums / 64 * m->turn, steps = fmax(sqrt(multiply * multiply + copy * copy), finish),
                  cache = all * bytes / m->cache,
                  read = (double)members * n_rows * t->steps * CU_CHUNK_BYTES / m->memory;
-    return (m->launch + m->ends + sqrt(tiles * steps * tiles * steps + cache * cache + read * read) + finish) * 1e-3;
+    return (m->launch + m->stay + sqrt(tiles * steps * tiles * steps + cache * cache + read * read) + finish) * 1e-3;
 }
 
 double cu_product_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int32_t members, int32_t tile,
-                     int32_t splits) {
+                     int32_t splits, bool pairs) {
     const cu_tile_size *s = &cu_product_tiles[tile];
     if (tile >= CU_N_WGMMA_TILES) return turns_us(m, t, n_rows, members, s);
-    const int32_t columns = cu_ceil_div(n_rows, s->columns), here = places(m, splits),
-                  empty = columns * s->columns - n_rows; /* rows of the last tile of columns */
+    const cu_ring ring = cu_ring_of(t, s->rows, s->columns, s->blocks, splits);
+    const int32_t columns = cu_ceil_div(n_rows, s->columns), here = places(m, pairs ? 2 * splits : splits),
+                  empty = columns * s->columns - n_rows, /* rows of the last tile of columns */
+        steps_each = cu_ceil_div(t->steps, splits), again = steps_each > ring.weights ? steps_each - ring.weights : 0,
+                  boxes_each = t->patch ? cu_ceil_div(steps_each, (int32_t)t->by_taps.by) : steps_each;
     const double blocks = (double)members * t->tiles * columns * splits, waves = ceil(blocks / (here * s->blocks)),
-                 shared = blocks > here ? s->blocks : 1, steps = waves * cu_ceil_div(t->steps, splits),
-                 sums = (double)s->rows * s->columns, rows = t->bw * t->bh * t->bn + s->columns - empty;
-    const double multiply = steps * shared * sums * CU_CHUNK / m->multiply,
-                 copy = blocks * cu_ceil_div(t->steps, splits) * rows * CU_CHUNK_BYTES / m->cache +
-                        steps * shared * empty * m->zero_row,
-                 wait = steps * m->latency / (stages(s) - 1),
+                 beside = blocks > here ? s->blocks : 1, steps = waves * steps_each,
+                 sums = (double)s->rows * s->columns, weights = s->columns - empty,
+                 bytes = (boxes_each * t->box_rows + steps_each * weights) * CU_CHUNK_BYTES,
+                 spared = pairs ? again * weights / 2 * CU_CHUNK_BYTES : 0;
+    const double multiply = steps * beside * sums * CU_CHUNK / m->multiply,
+                 cache = blocks * (bytes - spared) / m->cache + steps * beside * empty * m->zero_row,
+                 wait = steps * m->latency / (ring.weights - 1), meet = pairs ? waves * again * m->meet : 0,
                  read = (double)members * n_rows * t->steps * CU_CHUNK_BYTES / m->memory,
-                 finish = (1 + (shared - 1) * m->beside) * sums / 64 * (m->finish + (splits - 1) * m->across) / splits;
-    return (m->launch + waves * (m->ends + finish) +
-            sqrt(multiply * multiply + copy * copy + wait * wait + read * read)) *
+                 finish = (1 + (beside - 1) * m->beside) * sums / 64 * (m->finish + (splits - 1) * m->across) / splits;
+    return (m->launch + waves * (m->ends + finish) + meet +
+            sqrt(multiply * multiply + cache * cache + wait * wait + read * read)) *
            1e-3;
-}
-
-/* Sharing begins with the ring's second round. Where measured, pairs took 0.87 to 1.04 of the time at 4 splits, as
- * little of low tiles, which read more weights, at 2; elsewhere waiting for each other cost as much as was saved. */
-static bool pairs_pay(const cu_tiling *t, int32_t tile, int32_t splits) {
-    const cu_tile_size *s = &cu_product_tiles[tile];
-    return tile < CU_N_WGMMA_TILES && cu_can_pair(t, splits) && (splits == 4 || (splits == 2 && s->rows == 64)) &&
-           t->steps / splits > stages(s);
 }
 
 double cu_layer_norm_us(const cu_model *m, int64_t values) {
     return (m->launch + 2300 + 4.0 * (double)values / (m->memory * m->useful)) * 1e-3;
 }
 
-/* A part of two steps or more: of one alone the ring is for nothing. */
+/* A part of two steps or more: of one alone the ring is for nothing. Normed rows and gates are not split (wgmma.cu). */
 cu_choice cu_product_splits(const cu_model *m, const cu_product_args *a, int32_t members, int32_t tile) {
     cu_tiling t;
     cu_wgmma_tiling(&t, a, cu_product_tiles[tile].rows);
     t.steps += cu_shortcut_steps(a);
-    cu_choice best = {.tile = tile, .splits = 1, .us = cu_product_us(m, &t, a->n_rows, members, tile, 1)};
-    for (int32_t s = 2; tile < CU_N_WGMMA_TILES && s <= CU_WGMMA_MAX_SPLITS && t.steps >= 2 * s; s *= 2) {
-        const double us = cu_product_us(m, &t, a->n_rows, members, tile, s);
-        if (us < best.us) best.splits = s, best.us = us;
+    cu_choice best = {.tile = tile, .splits = 1, .us = cu_product_us(m, &t, a->n_rows, members, tile, 1, 0)};
+    const int32_t most = tile < CU_N_WGMMA_TILES && !a->folded && a->epi.act != CU_ACT_GEGLU ? CU_WGMMA_MAX_SPLITS : 1;
+    for (int32_t s = 1; s <= most && tile < CU_N_WGMMA_TILES; s *= 2) {
+        if (s > 1 && t.steps < 2 * s) break;
+        for (int pairs = 0; pairs <= cu_can_pair(&t, s); pairs++) {
+            const double us = cu_product_us(m, &t, a->n_rows, members, tile, s, pairs);
+            if (us < best.us) best = (cu_choice){tile, s, pairs, us};
+        }
     }
-    best.pairs = pairs_pay(&t, tile, best.splits);
     return best;
 }
 

@@ -22,7 +22,7 @@ typedef struct cu_model {
     double multiply; /* products a ns of a multiprocessor */
     double cache;    /* bytes a ns that the level-2 cache gives to all of them, were it alone */
     double zero_row; /* ns of a row of 64 channels outside the tensor, which it fills with zeros */
-    double latency;  /* ns between asking for a stage and having it */
+    double latency;  /* ns between asking for a box and having it */
     double launch;   /* ns from one launch to the next, of which none does anything */
     double ends;     /* ns of a block before and after its steps */
     double finish;   /* ns of 64 sums: their way through shared memory, and the epilogue */
@@ -30,8 +30,10 @@ typedef struct cu_model {
     double beside;   /* of a second block on a multiprocessor, the part of finish that the first does not cover */
     double useful;   /* of memory: what norms reach */
     double normed;   /* times the product's alone that one takes which sums up its rows, for a layer norm */
+    double stay;     /* as ends, of a block that stays */
     double turn;     /* ns of 64 sums of a block that stays, on their way out while others are made */
     double stream;   /* bytes a ns that the copy engine brings to such a block */
+    double meet;     /* ns of a step whose weights two blocks give back */
 } cu_model;
 /* Of the H200 that the constants were fitted on; a device puts its own n_sm and memory in their place. */
 extern const cu_model cu_h200;
@@ -44,7 +46,7 @@ typedef struct cu_choice {
 
 /* Of `members` products with tiling t by that tile and n_rows rows of weights each, in one launch. */
 double cu_product_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int32_t members, int32_t tile,
-                     int32_t splits);
+                     int32_t splits, bool pairs);
 /* The best splits of a tile, and whether its tiles go in pairs; of the args only the sizes count. */
 cu_choice cu_product_splits(const cu_model *m, const cu_product_args *a, int32_t members, int32_t tile);
 /* The best tile with its splits; turns: of turns.cu's, too. */

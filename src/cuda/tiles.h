@@ -4,9 +4,15 @@
  * the weights, and where the copy engine puts it for the matrix unit to read.
  *
  * The output is pictures of h x w pixels, n of them ((g, n) as one axis); a linear or 1x1 convolution is one picture of
- * one row. A tile's rows are a box of bw x bh x bn pixels, x fastest: for a tap of the window and 64 channels, its
- * operand is then one box of the input too, and the copy engine fills with zero what lies outside the picture, which is
- * the padding. The sum runs over steps: taps, and in each tap chunks of 64 channels. */
+ * one row. A tile's rows are a box of bw x bh x bn pixels, x fastest, then y: for a tap of the window and 64 channels,
+ * its operand is then one box of the input too, and the copy engine fills with zero what lies outside the picture,
+ * which is the padding. The sum runs over steps: taps, and in each tap chunks of 64 channels.
+ *
+ * Where a window moves by one pixel over pictures whose rows are a multiple of 8, the box is 8 wide, its order is x, n,
+ * y, and the input's box is a patch: with the window's rim, which serves all taps of its 64 channels. Eight pixels
+ * beside each other are a group of 8 rows for the matrix unit, which finds the groups a patch's row apart, from
+ * whatever row the tap begins at. What reaches a multiprocessor, not what it multiplies, is what convolutions else wait
+ * for. The sum then runs over chunks, and in each chunk taps. */
 #ifndef LW_CUDA_TILES_H
 #define LW_CUDA_TILES_H
 
@@ -24,7 +30,10 @@ enum {
     CU_CHUNK = 64, /* channels of a step: 128 bytes of half, the widest row that the swizzle knows */
     CU_CHUNK_BYTES = 128,
     CU_ATTENTION_KEYS = 96, /* of a tile of attention */
-    CU_BOX_LIMIT = 256      /* the copy engine's boxes are no larger in any direction */
+    CU_BOX_LIMIT = 256,     /* the copy engine's boxes are no larger in any direction */
+    CU_RING_LIMIT = 8,      /* boxes in a ring */
+    CU_PATCHES = 2,         /* of them, where they are patches */
+    CU_BARRIER_BYTES = (2 * CU_RING_LIMIT + 2 * CU_PATCHES + 1) * 8
 };
 
 /* Division of 0 <= x < 2^31 by a number that is known before the launch: a multiplication and a shift, where the device
@@ -57,10 +66,34 @@ typedef struct cu_tiling {
     int32_t tiles_w, tiles_h, tiles;
     int32_t stride, pad_left, pad_top, kw;
     int32_t chunks, steps; /* of one tap; of the whole sum */
-    cu_divider by_tiles_w, by_tiles_h, by_bw, by_bh, by_chunks, by_kw;
+    bool patch;
+    int32_t box_w, box_h, box_rows; /* of the input, as it lies in shared memory: columns, rows, and pixels in all */
+    int32_t group_rows, tap_rows;   /* there, from 8 pixels to the next 8; from a tap to the one below it */
+    cu_divider by_tiles_w, by_tiles_h, by_bw, by_bh, by_bn, by_chunks, by_taps, by_kw;
 } cu_tiling;
 
 CU_BOTH int32_t cu_ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
+
+CU_BOTH int32_t cu_tiles_of(const cu_tiling *t, int32_t bw, int32_t bh, int32_t bn) {
+    return cu_ceil_div(t->w, bw) * cu_ceil_div(t->h, bh) * cu_ceil_div(t->n, bn);
+}
+
+/* The patch with the fewest tiles of at most bm pixels, no more than `tiles`; among those the one with the least rim,
+ * which leaves room for the rings. False: there is none. */
+static inline bool cu_choose_patch(cu_tiling *t, int32_t bm, int32_t kh, int32_t tiles) {
+    const int32_t most = bm * 5 / 4 + 64;
+    int32_t least = most + 1;
+    if (t->stride != 1 || kh * t->kw == 1 || t->w % 8) return false;
+    for (int32_t bh = 1; bh <= t->h && 8 * bh <= bm && bh + kh - 1 <= CU_BOX_LIMIT; bh++) {
+        int32_t bn = bm / (8 * bh);
+        if (bn > t->n) bn = t->n;
+        const int32_t of = cu_tiles_of(t, 8, bh, bn), rows = (8 + t->kw - 1) * bn * (bh + kh - 1);
+        if (of > tiles || rows > most || (of == tiles && rows >= least)) continue;
+        tiles = of, least = rows;
+        t->bw = 8, t->bh = bh, t->bn = bn;
+    }
+    return least <= most;
+}
 
 /* The box with the fewest tiles of at most bm pixels; among those the widest, whose copies are longest. */
 static inline void cu_choose_box(cu_tiling *t, int32_t bm) {
@@ -72,19 +105,12 @@ static inline void cu_choose_box(cu_tiling *t, int32_t bm) {
             int32_t bn = bm / (bw * bh);
             if (bn > t->n) bn = t->n;
             if (bn > CU_BOX_LIMIT) bn = CU_BOX_LIMIT;
-            const int64_t tiles = (int64_t)cu_ceil_div(t->w, bw) * cu_ceil_div(t->h, bh) * cu_ceil_div(t->n, bn);
+            const int64_t tiles = cu_tiles_of(t, bw, bh, bn);
             if (tiles > best || (tiles == best && bw <= t->bw)) continue;
             best = tiles;
             t->bw = bw, t->bh = bh, t->bn = bn;
         }
     }
-    t->tiles_w = cu_ceil_div(t->w, t->bw);
-    t->tiles_h = cu_ceil_div(t->h, t->bh);
-    t->tiles = (int32_t)best;
-    t->by_tiles_w = cu_divider_of(t->tiles_w);
-    t->by_tiles_h = cu_divider_of(t->tiles_h);
-    t->by_bw = cu_divider_of(t->bw);
-    t->by_bh = cu_divider_of(t->bh);
 }
 
 /* Rows of (g, n, h, w) at one stride. */
@@ -103,11 +129,54 @@ static inline bool cu_wgmma_tiling(cu_tiling *t, const cu_product_args *a, int32
     t->stride = a->stride, t->pad_left = a->pad_left, t->pad_top = a->pad_top, t->kw = a->kw;
     t->chunks = cu_ceil_div(a->in.c, CU_CHUNK);
     t->steps = t->chunks * a->kh * a->kw;
-    t->by_chunks = cu_divider_of(t->chunks);
-    t->by_kw = cu_divider_of(t->kw);
     t->bw = t->bh = t->bn = 0;
     cu_choose_box(t, bm);
+    t->patch = cu_choose_patch(t, bm, a->kh, cu_tiles_of(t, t->bw, t->bh, t->bn));
+    t->tiles_w = cu_ceil_div(t->w, t->bw);
+    t->tiles_h = cu_ceil_div(t->h, t->bh);
+    t->tiles = cu_tiles_of(t, t->bw, t->bh, t->bn);
+    t->box_w = t->patch ? t->bw + a->kw - 1 : t->bw;
+    t->box_h = t->patch ? t->bh + a->kh - 1 : t->bh;
+    t->box_rows = t->box_w * t->box_h * t->bn;
+    t->group_rows = t->patch ? t->box_w : 8;
+    t->tap_rows = t->box_w * t->bn;
+    t->by_tiles_w = cu_divider_of(t->tiles_w);
+    t->by_tiles_h = cu_divider_of(t->tiles_h);
+    t->by_bw = cu_divider_of(t->bw);
+    t->by_bh = cu_divider_of(t->bh);
+    t->by_bn = cu_divider_of(t->bn);
+    t->by_chunks = cu_divider_of(t->chunks);
+    t->by_taps = cu_divider_of(a->kh * a->kw);
+    t->by_kw = cu_divider_of(t->kw);
     return flat;
+}
+
+/* How a block divides its shared memory: boxes of the input, then as many or more boxes of weights, then where the
+ * parts of a split sum come. */
+typedef struct cu_ring {
+    int32_t boxes, weights;   /* of each */
+    int32_t box_bytes, parts; /* bytes of a box of the input, a multiple of 1024; where the parts begin */
+    int32_t bytes;
+} cu_ring;
+
+/* A row of sums, or of a part, in shared memory: rows of a warp's accesses fall into different banks. */
+CU_BOTH int32_t cu_sums_row(int32_t columns) { return columns + 8; }
+
+/* For tiles of rows x columns, `blocks` of them on a multiprocessor. */
+static inline cu_ring cu_ring_of(const cu_tiling *t, int32_t rows, int32_t columns, int32_t blocks, int32_t splits) {
+    /* 1 KB is the system's, one goes for what begins at multiples of 1 KB */
+    const int32_t memory = 228 * 1024 / blocks - 2048 - rows * 16 - CU_BARRIER_BYTES,
+                  sums = rows * cu_sums_row(columns) * (splits > 1 ? 2 : 4), parts = splits > 1 ? sums : 0,
+                  weights_bytes = columns * CU_CHUNK_BYTES;
+    cu_ring r;
+    r.box_bytes = (t->patch ? cu_ceil_div(t->box_rows, 8) * 8 : rows) * CU_CHUNK_BYTES;
+    r.boxes = t->patch ? CU_PATCHES : (memory - parts) / (r.box_bytes + weights_bytes);
+    if (r.boxes > CU_RING_LIMIT) r.boxes = CU_RING_LIMIT;
+    r.weights = t->patch ? (memory - parts - r.boxes * r.box_bytes) / weights_bytes : r.boxes;
+    if (r.weights > CU_RING_LIMIT) r.weights = CU_RING_LIMIT;
+    r.parts = r.boxes * r.box_bytes + r.weights * weights_bytes;
+    r.bytes = 1024 + (parts ? r.parts + parts : r.parts > sums ? r.parts : sums);
+    return r;
 }
 
 /* Whether turns.cu can do it: rows times a matrix, with a bias, and with a residual or GEGLU. */
@@ -142,35 +211,60 @@ CU_BOTH cu_place cu_tile_origin(const cu_tiling *t, int32_t tile) {
 
 /* The pixel of a tile's row, counted through all pictures; -1: the row has none. */
 CU_BOTH int32_t cu_tile_pixel(const cu_tiling *t, cu_place origin, int32_t row) {
-    int32_t dx = row, dy = cu_divide_rest(&t->by_bw, &dx);
-    const int32_t dn = cu_divide_rest(&t->by_bh, &dy);
+    int32_t dx = row, rest = cu_divide_rest(&t->by_bw, &dx);
+    const int32_t above = cu_divide_rest(t->patch ? &t->by_bn : &t->by_bh, &rest), dy = t->patch ? above : rest,
+                  dn = t->patch ? rest : above;
     const int32_t x = origin.x + dx, y = origin.y + dy, n = origin.n + dn;
-    if (dn >= t->bn || x >= t->w || y >= t->h || n >= t->n) return -1;
+    if (dn >= t->bn || dy >= t->bh || x >= t->w || y >= t->h || n >= t->n) return -1;
     return (n * t->h + y) * t->w + x;
 }
 
 /* What a step reads: channels [c, c + 64) of tap `tap`, in column kx of the window; the input's box begins at (x, y),
- * which may be outside. */
+ * which may be outside, and the tap's first pixel is its row `row`. */
 typedef struct cu_step {
-    int32_t tap, kx, c, x, y;
+    int32_t tap, kx, c, x, y, row;
 } cu_step;
 
 CU_BOTH cu_step cu_step_at(const cu_tiling *t, cu_place origin, int32_t step) {
+    if (t->patch) {
+        int32_t kx = step;
+        const int32_t chunk = cu_divide_rest(&t->by_taps, &kx), tap = kx, ky = cu_divide_rest(&t->by_kw, &kx);
+        cu_step s = {tap, kx, chunk * CU_CHUNK, origin.x - t->pad_left, origin.y - t->pad_top, ky * t->tap_rows + kx};
+        return s;
+    }
     int32_t c = step, kx = cu_divide_rest(&t->by_chunks, &c);
     const int32_t tap = kx, ky = cu_divide_rest(&t->by_kw, &kx);
-    cu_step s = {tap, kx, c * CU_CHUNK, origin.x * t->stride - t->pad_left + kx,
-                 origin.y * t->stride - t->pad_top + ky};
+    cu_step s = {tap, kx, c * CU_CHUNK, origin.x * t->stride - t->pad_left + kx, origin.y * t->stride - t->pad_top + ky,
+                 0};
     return s;
 }
 
 /* The step after s. */
 CU_BOTH void cu_step_next(const cu_tiling *t, cu_step *s) {
+    if (t->patch) {
+        s->tap++, s->kx++, s->row++;
+        if (s->kx < t->kw) return;
+        s->kx = 0, s->row += t->tap_rows - t->kw;
+        if (s->tap < (int32_t)t->by_taps.by) return;
+        s->tap = s->row = 0, s->c += CU_CHUNK;
+        return;
+    }
     s->c += CU_CHUNK;
     if (s->c < t->chunks * CU_CHUNK) return;
     s->c = 0, s->tap++, s->kx++, s->x++;
     if (s->kx < t->kw) return;
     s->kx = 0, s->x -= t->kw, s->y++;
 }
+
+/* A step of a shortcut, whose channels are [c, c + 64): of the window's middle where there are patches. */
+CU_BOTH cu_step cu_shortcut_step(const cu_tiling *t, cu_place origin, int32_t c) {
+    cu_step s = {0, 0, c, origin.x, origin.y, 0};
+    if (t->patch) s.x -= t->pad_left, s.y -= t->pad_top, s.row = t->pad_top * t->tap_rows + t->pad_left;
+    return s;
+}
+
+/* Whether a step that is not its part's first reads another box of the input than the one before. */
+CU_BOTH bool cu_begins_box(const cu_tiling *t, const cu_step *s) { return !t->patch || s->tap == 0; }
 
 /* Steps [begin, end) of part i of 2^n_bits: as even as can be. */
 CU_BOTH int32_t cu_part_begin(int32_t steps, int32_t i, int32_t n_bits) { return steps * i >> n_bits; }
@@ -229,10 +323,11 @@ CU_BOTH uint32_t cu_swizzle(uint32_t offset) { return offset ^ ((offset >> 7 & 7
 /* The matrix unit's descriptor of an operand whose rows lie so, sum contiguous: address and distance from one group of
  * 8 rows to the next in units of 16 bytes, and the kind of swizzle (1: 128 bytes). A further 16 values of the sum begin
  * 32 bytes on: add 2. */
-CU_BOTH uint64_t cu_operand(uint32_t shared_address) {
-    return (uint64_t)(shared_address >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 |
+CU_BOTH uint64_t cu_operand_of(uint32_t shared_address, uint32_t group_bytes) {
+    return (uint64_t)(shared_address >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)(group_bytes >> 4) << 32 |
            (uint64_t)1 << 62;
 }
+CU_BOTH uint64_t cu_operand(uint32_t shared_address) { return cu_operand_of(shared_address, 8 * CU_CHUNK_BYTES); }
 
 /* Of an operand that lies the other way, 16 rows [sum][column] from a multiple of 16 on: from one chunk of 64 columns
  * to the next, and from one group of 8 rows to the next. */

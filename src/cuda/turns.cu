@@ -101,8 +101,8 @@ template <typename R> CU_DEVICE void produce(const launch_args &a, uint32_t stag
     previous_launch_wait();
     for (; step < first; step++)
         if (acts) input_of(p, step, step);
-    position<R::STAGES> k;
-    k.skip(first);
+    position k;
+    k.skip(first, R::STAGES);
     uint32_t used = first; /* stages that were asked for: from the second round on they have to be free */
     for (;;) {
         for (; step < a.steps; step++) {
@@ -112,7 +112,7 @@ template <typename R> CU_DEVICE void produce(const launch_args &a, uint32_t stag
                 weights_of(p, step, k.at);
                 input_of(p, step, k.at);
             }
-            k.next();
+            k.next(R::STAGES);
         }
         tile += gridDim.x;
         if (tile >= a.tiles) return;
@@ -197,14 +197,14 @@ CU_DEVICE void begin_sums(const launch_args &a, const tile_place &p, float (&d)[
     for (int i = 0; i < HEIGHT; i++) sums_pin(d[i]); /* all are there before the matrix unit is asked */
 }
 
-/* Groups multiply in turn. Barriers of hardware; the first is __syncthreads'. */
-CU_DEVICE void take_turn(int group) { asm volatile("bar.sync %0, 256;\n" ::"r"(1 + group) : "memory"); }
-CU_DEVICE void give_turn(int group) { asm volatile("bar.arrive %0, 256;\n" ::"r"(1 + group) : "memory"); }
+/* Groups multiply in turn. */
+CU_DEVICE void take_turn(int group) { warps_meet(1 + group, 256); }
+CU_DEVICE void give_turn(int group) { warps_pass(1 + group, 256); }
 
 /* All steps of a tile; `more`: the other group has another. */
 template <typename R, int HEIGHT, int BN>
-CU_DEVICE void multiply(float (&d)[HEIGHT][BN / 2], position<R::STAGES> &k, int steps, int group, bool more,
-                        uint32_t stages, uint32_t full, uint32_t empty) {
+CU_DEVICE void multiply(float (&d)[HEIGHT][BN / 2], position &k, int steps, int group, bool more, uint32_t stages,
+                        uint32_t full, uint32_t empty) {
     const bool tells = threadIdx.x % 32 == 0;
     uint32_t before = 0;
     take_turn(group);
@@ -216,7 +216,7 @@ CU_DEVICE void multiply(float (&d)[HEIGHT][BN / 2], position<R::STAGES> &k, int 
         sums_wait<1>(); /* all but this step's: the stage before is free */
         if (i > 0 && tells) barrier_arrive(empty + before * 8);
         before = k.at;
-        k.next();
+        k.next(R::STAGES);
     }
     if (more) give_turn(group ^ 1);
     sums_wait<0>();
@@ -277,9 +277,9 @@ __global__ void __launch_bounds__(THREADS, 1) turns_kernel(const __grid_constant
     __syncthreads();
     previous_launch_wait();
     unsigned char *staged = shared_bytes + (stages - unaligned) + R::STAGES * R::STAGE + warp * R::STAGED;
-    position<R::STAGES> k;
+    position k;
     if (group) {
-        k.skip(a.steps);
+        k.skip(a.steps, R::STAGES);
         give_turn(0); /* the first */
     }
     float d[HEIGHT][BN / 2];
@@ -287,7 +287,7 @@ __global__ void __launch_bounds__(THREADS, 1) turns_kernel(const __grid_constant
         const tile_place p = place_of(a, tile, R::BM);
         begin_sums<R, HEIGHT, BN, E>(a, p, d, staged);
         multiply<R, HEIGHT, BN>(d, k, a.steps, group, tile + blocks < a.tiles, stages, full, empty);
-        k.skip(a.steps); /* the other group's */
+        k.skip(a.steps, R::STAGES); /* the other group's */
         write<R, HEIGHT, BN, E>(a, p, d, staged);
     }
 #endif
@@ -308,7 +308,7 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
     args.rows = t.w;
     args.columns = first.out.c;
     args.gates = E == GATED ? first.out.c : 0;
-    args.input_bytes = t.bw * CU_CHUNK_BYTES;
+    args.input_bytes = t.box_rows * CU_CHUNK_BYTES;
     args.out_stride = first.out.sw;
     args.residual_stride = first.epi.residual.sw;
     const int columns = cu_ceil_div(first.out.c, E == GATED ? BN / 2 : BN), each = columns * t.tiles;

@@ -47,8 +47,10 @@ static cu_view shape_of(lw_view v) {
 }
 
 /* A member as far as it is known before it runs: sizes, and what there is. */
-static cu_product_args sizes_of(const lw_params *params, const lw_product_args *p) {
+static cu_product_args sizes_of(const lw_params *params, const lw_product_args *p, bool normed) {
+    static const float folded = 0; /* that there is one */
     cu_product_args a = cu_product_of(params, p);
+    a.folded = normed ? &folded : NULL;
     a.shortcut_weights = shape_of(p->shortcut_a).p;
     a.epi = (cu_epilogue){.act = (int32_t)p->epi.act,
                           .addend = shape_of(p->epi.addend),
@@ -59,14 +61,14 @@ static cu_product_args sizes_of(const lw_params *params, const lw_product_args *
 
 static bool turns_fit(const cu_backend *b, const lw_params *params, const lw_op *op) {
     for (int32_t i = 0; i < op->n_member; i++) {
-        const cu_product_args a = sizes_of(params, &op->m[i].product);
+        const cu_product_args a = sizes_of(params, &op->m[i].product, false);
         if (!cu_turns_fit(&a)) return false;
     }
     return b->turns;
 }
 
 static cu_choice choose(const cu_backend *b, const lw_params *params, const lw_op *op, int32_t tile, bool normed) {
-    const cu_product_args a = sizes_of(params, &op->m->product);
+    const cu_product_args a = sizes_of(params, &op->m->product, normed);
     return tile == ANY_TILE ? cu_product_choose(&b->model, &a, op->n_member, !normed && turns_fit(b, params, op))
                             : cu_product_splits(&b->model, &a, op->n_member, tile);
 }
@@ -173,8 +175,8 @@ static const lw_tactic conv2d_any = {"conv2d_wgmma", LW_OP_CONV2D, TAKES, suppor
 /* Where there are many rows, a norm by itself and turns.cu's product may be faster. */
 static bool normed_pays(const cu_backend *b, const lw_params *params, const lw_op *op) {
     const lw_view *in = &op->m->product.in.a;
-    const cu_product_args a = sizes_of(params, &op->m->product);
-    const double normed = cu_product_choose(&b->model, &a, op->n_member, false).us,
+    const cu_product_args a = sizes_of(params, &op->m->product, false), with = sizes_of(params, &op->m->product, true);
+    const double normed = cu_product_choose(&b->model, &with, op->n_member, false).us,
                  apart = cu_product_choose(&b->model, &a, op->n_member, turns_fit(b, params, op)).us;
     return b->model.normed * normed <
            apart + cu_layer_norm_us(&b->model, (int64_t)op->n_member * in->g * in->n * in->h * in->w * in->c);

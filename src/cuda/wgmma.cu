@@ -3,26 +3,29 @@
  * (TMA) brings boxes of input and weights into shared memory by itself, zeros for padding included; the matrix unit
  * (wgmma) multiplies straight from there. tiles.h has all of the index arithmetic.
  *
- * A block is one tile of output: one warp that only starts copies, and 1 to 3 groups of four warps that multiply. They
- * meet at a ring of stages, each with a barrier "full" (its bytes have come) and "empty" (its sums are done). A step of
- * the sum is 64 channels of one tap: A [pixels][64], B [output channels][64], both with the 128-byte swizzle.
+ * A block is one tile of output: two warps that only start copies, one of the weights and one of the input, and 1 to 3
+ * groups of four warps that multiply. They meet at two rings of boxes, each with a barrier "full" (its bytes have come)
+ * and "empty" (its sums are done). A step of the sum is 64 channels of one tap: A [pixels][64], B [output
+ * channels][64], both with the 128-byte swizzle; a box of the input is of one step, or a patch that serves all taps.
  *
  * Where there are too few tiles for the device (levels 2 and 3: 48 to 192 pixels, where reading the weights is all the
- * work), a cluster of 2 to 8 blocks splits the sum of one tile. Each leaves its part in its own shared memory; then
- * each adds up a share of the rows over all of them, in order, so that the bits are always the same, and finishes it.
+ * work), a cluster of 2 to 8 blocks splits the sum of one tile. Each sends its part, rounded to half, to where it is
+ * added up: each block has a share of the rows, adds them up over all parts in order, so that the bits are always the
+ * same, and finishes them.
  *
  * Where the sum is long, two tiles of pixels below each other are a pair in one cluster and share their weights: each
  * block copies one half of them into both. What the level-2 cache has to deliver is what large products wait for.
  * The first round of the ring is copied by each block for itself, before the other may have begun.
  *
  * Weights do not depend on the kernel before: where the launch is programmatic, the ring is filled with them while that
- * kernel still runs, and only then is it waited for.
+ * kernel still runs.
  *
  * A residual block's shortcut is further steps of the sum: of other inputs, by other weights, into the same registers.
  *
  * A layer norm before a linear costs no launch: with W' = W gamma (by columns), W (norm(x)) is (W' x - mean W' 1) /
- * deviation + W beta. The groups that multiply sum each row and its squares out of the stages as they come, about the
- * row's first value, and each block merges the parts of its cluster in order. */
+ * deviation + W beta. The groups that multiply sum each row and its squares out of the boxes as they come, about the
+ * row's first value. Such sums are not split, for what is taken off again would be lost in parts of halves; nor are
+ * those of gates, which would multiply what is lost. */
 #include "cuda/gelu.h"
 #include "cuda/hopper.cuh"
 
@@ -45,36 +48,28 @@ struct member {
 /* Members have the same sizes; each block works for one. */
 struct launch_args {
     cu_tiling t;
+    cu_ring ring;
     int32_t splits_bits;                 /* 2^splits_bits blocks have a part of the sum each */
     int32_t pair;                        /* 1: tiles of pixels y and y ^ 1 share weights; else 0 */
     int32_t steps;                       /* t.steps, and those of the shortcut: */
     int32_t shortcut_chunks, shortcut_c; /* of its first input */
     int32_t gates;                       /* GEGLU: out.c, else 0 */
-    int32_t input_bytes;                 /* of a step */
     int32_t channels;                    /* of the input; read where the rows are normed, as: */
     float eps;
     cu_divider by_picture, by_w, by_n; /* of the output: pixels, pixels of a row, n */
     member of[CU_MAX_MEMBERS];
 };
 
-template <int M, int BN, int BLOCKS> struct ring {
+template <int M, int BN, int BLOCKS> struct shape {
     static const int BM = M, GROUPS = BM / 64;
-    static const int THREADS = GROUPS * 128 + 32;
+    static const int THREADS = GROUPS * 128 + 64;
     static const int ALLOCATED = GROUPS * 128 + 128; /* registers are given to four warps at a time */
-    static const int A_BYTES = BM * CU_CHUNK_BYTES, B_BYTES = BN * CU_CHUNK_BYTES, STAGE = A_BYTES + B_BYTES;
-    /* floats of a row of sums: rows of a warp's accesses fall into different banks. Behind the sums of a normed row:
-     * this block's mean and squares, then the row's mean and 1 / deviation. */
-    static const int ROW = BN + 8;
-    static const int SUMS = BM * ROW * 4;
-    static const int ROWS = BM * 16;                                  /* the table of pixels */
-    static const int LIMIT = 228 * 1024 / BLOCKS - 1024 - ROWS - 128; /* 1 KB is the system's, 128 are barriers */
-    static const int FIT = (LIMIT - 1024) / STAGE;
-    static const int STAGES = FIT < 8 ? FIT : 8;
+    static const int WEIGHTS = BN * CU_CHUNK_BYTES;  /* bytes of a box of them */
+    static const int ROW = BN + 8; /* cu_sums_row; behind a normed row's: its mean and 1 / deviation */
     static const int REGISTERS = 65536 / (ALLOCATED * BLOCKS); /* of a thread, at most */
-    static const int BYTES = 1024 + (STAGES * STAGE > SUMS ? STAGES * STAGE : SUMS);
-    static_assert(STAGES >= 3 && BYTES <= LIMIT, "a ring of three stages or more");
     static_assert(REGISTERS >= 80, "the epilogue takes two rows at a time");
-    static_assert(A_BYTES % 1024 == 0 && BN / 2 * CU_CHUNK_BYTES % 1024 == 0, "operands begin at the swizzle's period");
+    static_assert(WEIGHTS / 2 % 1024 == 0 && ROW * 2 % 16 == 0,
+                  "operands begin at the swizzle's period, parts at vectors");
 };
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -90,6 +85,7 @@ __device__ const float no_columns[8] = {};
 /* Which part of its tile's sum this block has, and the first of the blocks of this cluster that have its tile. */
 CU_DEVICE int my_part(const launch_args &a) { return blockIdx.x & ((1 << a.splits_bits) - 1); }
 CU_DEVICE int first_part(const launch_args &a) { return (blockIdx.y & a.pair) << a.splits_bits; }
+CU_DEVICE bool in_cluster(const launch_args &a) { return a.pair || a.splits_bits; }
 
 /* Threads of the epilogue, as the columns of a tile divide them: each keeps to 8. Two beside each other have the same
  * columns of two rows. */
@@ -109,36 +105,26 @@ CU_DEVICE void own_sums(const float *from, float v[8]) {
     spread8(low, high, v);
 }
 
-/* The same, added up over the SPLITS blocks from `block` on in order; this one is number `rank` of them. The way
- * between blocks is narrow, and whole lines get through it best: two threads read half of the one's row each, then of
- * the other's, `apart` floats behind it, and give each other what is not theirs; those that want nothing (!wants) read
- * at home. All lanes of a warp. */
-template <int SPLITS> CU_DEVICE void gather(const float *from, int apart, bool wants, int block, int rank, float v[8]) {
-    if (SPLITS == 1) return own_sums(from, v);
-    const bool odd = threadIdx.x & 1;
-    const float *mine = odd ? from - apart + 4 : from;
-    float4 half[2];
+/* The same of `parts` parts, `apart` behind each other, added up in order; that of number `rank` is this block's `own`.
+ */
+CU_DEVICE void add_parts(const __half *from, int apart, int parts, int rank, const __half *own, float v[8]) {
 #pragma unroll
-    for (int j = 0; j < 2; j++) {
-        float4 part[SPLITS];
+    for (int i = 0; i < 8; i++) v[i] = 0;
+    for (int part = 0; part < parts; part += 2) {
+        uint4 two[2];
 #pragma unroll
-        for (int i = 0; i < SPLITS; i++) {
-            const float *there =
-                i == rank || !wants
-                    ? mine
-                    : static_cast<const float *>(__cluster_map_shared_rank(const_cast<float *>(mine), block + i));
-            part[i] = *reinterpret_cast<const float4 *>(there + j * apart);
+        for (int i = 0; i < 2; i++)
+            two[i] = *reinterpret_cast<const uint4 *>(part + i == rank ? own : from + (part + i) * apart);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const __half2 *halves = reinterpret_cast<const __half2 *>(&two[i]);
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                const float2 f = __half22float2(halves[k]);
+                v[2 * k] += f.x, v[2 * k + 1] += f.y;
+            }
         }
-        half[j] = part[0];
-#pragma unroll
-        for (int i = 1; i < SPLITS; i++)
-            half[j].x += part[i].x, half[j].y += part[i].y, half[j].z += part[i].z, half[j].w += part[i].w;
     }
-    const float4 give = odd ? half[0] : half[1], keep = odd ? half[1] : half[0],
-                 got = make_float4(__shfl_xor_sync(CU_ALL_LANES, give.x, 1), __shfl_xor_sync(CU_ALL_LANES, give.y, 1),
-                                   __shfl_xor_sync(CU_ALL_LANES, give.z, 1), __shfl_xor_sync(CU_ALL_LANES, give.w, 1)),
-                 low = odd ? got : keep, high = odd ? keep : got;
-    spread8(low, high, v);
 }
 
 /* ---- layer norm */
@@ -184,47 +170,18 @@ CU_DEVICE void merge(float &mean, float &squares, float &count, float mean2, flo
     }
 }
 
-/* Channels of 64 a part of the sum has. */
-CU_DEVICE float part_channels(const launch_args &a, int begin, int end) {
-    return static_cast<float>(min(end * CU_CHUNK, a.channels) - min(begin * CU_CHUNK, a.channels));
-}
-
-/* The row's moments in this block, from its two threads. */
-CU_DEVICE void leave_moments(const launch_args &a, const row_sum &s, float *at, int half, int begin, int end) {
+/* The row's mean and 1 / deviation, from its two threads. */
+CU_DEVICE void leave_moments(const launch_args &a, const row_sum &s, float *at, int half) {
     float count = 0;
-    for (int step = begin; step < end; step++)
+    for (int step = 0; step < a.steps; step++)
         count += static_cast<float>(max(0, min(CU_CHUNK / 2, a.channels - step * CU_CHUNK - half * (CU_CHUNK / 2))));
     const float d = count > 0 ? s.sum / count : 0.0f;
     float mean = s.shift + d, squares = fmaxf(s.squares - s.sum * d, 0.0f);
     const float mean2 = __shfl_xor_sync(CU_ALL_LANES, mean, 1), squares2 = __shfl_xor_sync(CU_ALL_LANES, squares, 1),
                 count2 = __shfl_xor_sync(CU_ALL_LANES, count, 1);
     merge(mean, squares, count, mean2, squares2, count2);
-    if (half == 0) at[0] = mean, at[1] = squares; /* the first half has channels if the row has any */
-}
-
-/* Moments of rows rank, rank + SPLITS, … from all blocks of the cluster, in order; all read at once. */
-template <typename R, int BN, int SPLITS> CU_DEVICE void merge_rows(const launch_args &a, float *sums, int rank) {
-    const int row = threadIdx.x * SPLITS + rank;
-    static_assert(R::THREADS >= R::BM, "a thread for each row");
-    if (row < R::BM) {
-        float *at = sums + row * R::ROW + BN;
-        float2 part[SPLITS];
-#pragma unroll
-        for (int i = 0; i < SPLITS; i++)
-            part[i] = SPLITS == 1 ? *reinterpret_cast<const float2 *>(at)
-                                  : *static_cast<const float2 *>(
-                                        static_cast<const void *>(__cluster_map_shared_rank(at, first_part(a) + i)));
-        float mean = part[0].x, squares = part[0].y,
-              count = part_channels(a, 0, cu_part_begin(a.steps, 1, a.splits_bits));
-#pragma unroll
-        for (int i = 1; i < SPLITS; i++)
-            merge(mean, squares, count, part[i].x, part[i].y,
-                  part_channels(a, cu_part_begin(a.steps, i, a.splits_bits),
-                                cu_part_begin(a.steps, i + 1, a.splits_bits)));
-        at[2] = mean;
-        at[3] = rsqrtf(__fdividef(squares, count) + a.eps);
-    }
-    __syncthreads();
+    if (half == 0)
+        at[0] = mean, at[1] = rsqrtf(__fdividef(squares, count) + a.eps); /* it has channels if the row has */
 }
 
 /* ---- output */
@@ -294,54 +251,67 @@ template <bool GATED> struct columns {
     }
 };
 
-/* Rows that a thread takes at a time: as many as it has registers for, of as few rounds. */
-template <typename R, typename L, int SPLITS, bool GATED> struct batch {
-    static const int ROWS = R::BM / SPLITS, EACH = (ROWS + L::LANES - 1) / L::LANES,
-                     MOST = R::REGISTERS / (GATED ? 80 : 32), ROUNDS = (EACH + MOST - 1) / MOST,
-                     SIZE = (EACH + ROUNDS - 1) / ROUNDS;
+/* Rows that a thread takes at a time: as many as it has registers for, of as few rounds where it has all of them. */
+template <typename R, typename L, bool GATED> struct batch {
+    static const int EACH = (R::BM + L::LANES - 1) / L::LANES, MOST = R::REGISTERS / (GATED ? 80 : 32),
+                     ROUNDS = (EACH + MOST - 1) / MOST, SIZE = (EACH + ROUNDS - 1) / ROUNDS;
 };
 
-/* Rows rank, rank + SPLITS, … of the tile: sums, epilogue, output. A thread takes some rows at a time, so that what it
- * reads of memory is under way at once. */
-template <typename R, int BN, int SPLITS, bool GATED>
-CU_DEVICE void finish_rows(const launch_args &all, const member &a, float *sums, const int4 *places, int tile, int rank,
-                           columns<GATED> &vectors) {
+/* `rows` rows of the tile from row0 on: sums, which are this block's of all rows, epilogue, output. A thread takes some
+ * rows at a time, so that what it reads of memory is under way at once; for the first ones, while the sums come. SPLIT:
+ * `parts` are those of these rows from the other blocks, there when `came` says so. */
+template <typename R, int BN, bool SPLIT, bool GATED>
+CU_DEVICE void finish_rows(const launch_args &all, const member &a, const void *sums, const __half *parts,
+                           uint32_t came, const int4 *places, int c, int row0, int rows) {
     typedef lanes<R, BN, GATED> L;
-    typedef batch<R, L, SPLITS, GATED> B;
-    const int ROWS = B::ROWS, BATCH = B::SIZE, col = L::vector() * 8, c = tile * L::WIDE + col, lane = L::lane(),
-              block = first_part(all);
-    if (a.folded) merge_rows<R, BN, SPLITS>(all, sums, rank);
-    const bool mine = lane < L::LANES && c < a.out.c;
-    if (SPLITS == 1 && !mine) return; /* else they go along: a warp reads sums of other blocks together */
+    const int BATCH = SPLIT ? 1 : batch<R, L, GATED>::SIZE, col = L::vector() * 8, lane = L::lane();
+    const bool mine = lane < min(L::LANES, rows) && c < a.out.c;
     const __half *residual = static_cast<const __half *>(a.epi.residual.p);
-    for (int begin = 0; begin < ROWS; begin += L::LANES * BATCH) {
-        int4 at[BATCH];
-        uint4 more[BATCH];
-        int row[BATCH];
-        float v[BATCH][8], gate[BATCH][8];
+    int4 at[BATCH];
+    uint4 more[BATCH];
+    columns<GATED> vectors;
+    auto read = [&](int begin) {
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
-            const int r = begin + lane + k * L::LANES;
-            row[k] = (r < ROWS ? r : r % 2) * SPLITS + rank;
-            at[k] = mine && r < ROWS ? places[row[k]] : make_int4(-1, 0, 0, 0);
+            const int row = begin + k * L::LANES;
+            at[k] = row < rows ? places[row0 + row] : make_int4(-1, 0, 0, 0);
             if (residual && at[k].x >= 0)
                 more[k] = *reinterpret_cast<const uint4 *>(residual + static_cast<int64_t>(at[k].w) * 8 + c);
         }
+    };
+    if (mine) {
+        read(lane);
+        if (at[0].x >= 0) vectors.load(a, all.gates, c, at[0]);
+    }
+    __syncthreads();
+    if (SPLIT) {
+        barrier_wait(came, 0);
+        cluster_arrive();
+    }
+    CU_PHASE(MET, threadIdx.x == 0);
+    if (!mine) return;
+    for (int begin = lane; begin < rows; begin += L::LANES * BATCH) {
+        float v[BATCH][8], gate[BATCH][8];
+        if (begin > lane) read(begin);
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
-            const bool wants = lane < L::LANES && begin + lane + k * L::LANES < ROWS; /* alike for both of two rows */
-            if (SPLITS == 1 && at[k].x < 0) continue;
-            const float *from = sums + row[k] * R::ROW + col;
-            gather<SPLITS>(from, SPLITS * R::ROW, wants, block, rank, v[k]);
-            if (GATED) gather<SPLITS>(from + L::WIDE, SPLITS * R::ROW, wants, block, rank, gate[k]);
+            if (at[k].x < 0) continue;
+            const int from = (begin + k * L::LANES) * R::ROW + col;
+            if (SPLIT) {
+                add_parts(parts + from, rows * R::ROW, 1 << all.splits_bits, my_part(all),
+                          static_cast<const __half *>(sums) + row0 * R::ROW + from, v[k]);
+            } else {
+                own_sums(static_cast<const float *>(sums) + from, v[k]);
+                if (GATED) own_sums(static_cast<const float *>(sums) + from + L::WIDE, gate[k]);
+            }
         }
 #pragma unroll
         for (int k = 0; k < BATCH; k++) {
             if (at[k].x < 0) continue;
             vectors.load(a, all.gates, c, at[k]);
             float mean = 0, rstd = 1;
-            if (a.folded) {
-                const float *moments = sums + row[k] * R::ROW + BN + 2;
+            if (!SPLIT && a.folded) {
+                const float *moments = static_cast<const float *>(sums) + (begin + k * L::LANES) * R::ROW + BN;
                 mean = moments[0], rstd = moments[1];
             }
 #pragma unroll
@@ -366,43 +336,31 @@ CU_DEVICE void finish_rows(const launch_args &all, const member &a, float *sums,
     }
 }
 
-/* All threads, when this block's sums are in its shared memory: what is read of memory for a thread's first row is
- * under way while the other blocks come. */
-template <typename R, int BN, bool GATED>
-CU_DEVICE void finish(const launch_args &all, const member &a, float *sums, const int4 *places, int tile, int rank) {
+/* All threads, when this block's sums are in its shared memory, or on their way to where they are added up. */
+template <typename R, int BN, bool SPLIT, bool GATED>
+CU_DEVICE void finish(const launch_args &all, const member &a, const unsigned char *sums, uint32_t came,
+                      const int4 *places, int tile) {
     typedef lanes<R, BN, GATED> L;
-    const int c = tile * L::WIDE + L::vector() * 8, row = (L::lane() << all.splits_bits) + rank;
-    columns<GATED> vectors;
-    if (L::lane() < L::LANES && row < R::BM && c < a.out.c && places[row].x >= 0)
-        vectors.load(a, all.gates, c, places[row]);
-    if (all.splits_bits == 0) {
-        __syncthreads();
-        CU_PHASE(MET, threadIdx.x == 0);
-        finish_rows<R, BN, 1, GATED>(all, a, sums, places, tile, rank, vectors);
-        CU_PHASE(FINISHED, threadIdx.x == 0);
-        return;
-    }
-    cluster_meet();
-    CU_PHASE(MET, threadIdx.x == 0);
-    if (all.splits_bits == 1) finish_rows<R, BN, 2, GATED>(all, a, sums, places, tile, rank, vectors);
-    else if (all.splits_bits == 2) finish_rows<R, BN, 4, GATED>(all, a, sums, places, tile, rank, vectors);
-    else finish_rows<R, BN, 8, GATED>(all, a, sums, places, tile, rank, vectors);
+    const int c = tile * L::WIDE + L::vector() * 8, rows = SPLIT ? R::BM >> all.splits_bits : R::BM;
+    finish_rows<R, BN, SPLIT, GATED>(all, a, sums, reinterpret_cast<const __half *>(sums + all.ring.parts), came,
+                                     places, c, SPLIT ? my_part(all) * rows : 0, rows);
     CU_PHASE(FINISHED, threadIdx.x == 0);
-    cluster_leave(); /* no block ends while another reads its sums */
-    CU_PHASE(LEFT, threadIdx.x == 0);
+    if (SPLIT) cluster_wait(); /* no block ends while its parts are on their way */
 }
+
+/* ---- copies */
 
 /* Where a step's operands come from. */
 struct operands {
     const CUtensorMap *input, *weights;
-    cu_step in; /* the input's box; its tap is the weights', too */
+    cu_step in; /* its tap is the weights', too */
     int column; /* of the weights */
 };
 
 CU_DEVICE operands shortcut_operands(const launch_args &a, const member &m, cu_place origin, int step) {
     const int chunk = step - a.t.steps, second = chunk >= a.shortcut_chunks,
               c = (second ? chunk - a.shortcut_chunks : chunk) * CU_CHUNK;
-    return {&m.shortcut[second], &m.shortcut_weights, {0, 0, c, origin.x, origin.y}, second ? a.shortcut_c + c : c};
+    return {&m.shortcut[second], &m.shortcut_weights, cu_shortcut_step(&a.t, origin, c), second ? a.shortcut_c + c : c};
 }
 
 CU_DEVICE operands first_operands(const launch_args &a, const member &m, cu_place origin, int step) {
@@ -419,157 +377,273 @@ CU_DEVICE void next_operands(const launch_args &a, const member &m, cu_place ori
     } else s = shortcut_operands(a, m, origin, step);
 }
 
-/* The warp that copies: makes the barriers, then starts the copies of weights for the first round of the ring before
- * the others are there, and all else when the launch before is over. All its lanes go along, so that what they know is
- * uniform, and one acts. */
-template <typename R>
-CU_DEVICE void produce(const launch_args &a, const member &m, uint32_t stages, uint32_t full, uint32_t empty,
-                       cu_place origin, int tile, int begin, int n_steps) {
-    const int row0 = cu_weight_row(tile, R::B_BYTES / CU_CHUNK_BYTES, a.gates, 0),
-              row1 = cu_weight_row(tile, R::B_BYTES / CU_CHUNK_BYTES, a.gates, 1);
-    const int first = n_steps < R::STAGES ? n_steps : R::STAGES, bytes = a.input_bytes + R::B_BYTES;
+/* A block's part of the sum, and its shared memory. */
+struct work {
+    uint32_t boxes, weights;
+    uint32_t full, empty, box_full, box_empty, came; /* barriers */
+    cu_place origin;
+    int tile, begin, n_steps;
+};
+
+/* Barriers of hardware that warps meet at; the first is __syncthreads'. */
+enum meeting {
+    BARRIERS = 1, /* the two warps that copy: barriers are made */
+    BEGIN,        /* those that multiply: so they are */
+};
+
+/* The two warps that copy, all their lanes along, so that what they know is uniform; one acts. Each makes barriers. */
+
+/* Copies weights: those of the ring's first round before the others are there. */
+template <typename R> CU_DEVICE void bring_weights(const launch_args &a, const member &m, const work &w) {
     const bool acts = elect_one();
-    const int half = blockIdx.y & a.pair, my_row = half ? row1 : row0, rank = my_part(a);
-    const uint16_t both = static_cast<uint16_t>((1 << rank) | (1 << rank << (1 << a.splits_bits)));
-    auto weights_of = [&](const operands &s, uint32_t at, uint32_t bar) {
-        barrier_expect(bar, bytes);
-        copy_weights(at + R::A_BYTES, s.weights, bar, s.column, s.in.tap, row0);
-        if (a.gates || a.pair) copy_weights(at + R::A_BYTES + R::B_BYTES / 2, s.weights, bar, s.column, s.in.tap, row1);
-    };
-    auto shared_weights_of = [&](const operands &s, uint32_t at, uint32_t bar) {
-        barrier_expect(bar, bytes);
-        copy_weights_to(at + R::A_BYTES + half * (R::B_BYTES / 2), s.weights, bar, s.column, s.in.tap, my_row, both);
-    };
-    auto input_of = [&](const operands &s, uint32_t at, uint32_t bar) {
-        copy_box(at, s.input, bar, s.in.c, s.in.x, s.in.y, origin.n);
-    };
     if (acts) {
-        prefetch_map(&m.weights);
-        prefetch_map(&m.input);
-        for (int i = 0; i < R::STAGES; i++) {
-            barrier_init(full + i * 8, 1);
-            barrier_init(empty + i * 8, R::GROUPS * 4 << a.pair);
+#pragma unroll
+        for (int i = 0; i < CU_RING_LIMIT; i++) {
+            barrier_init(w.full + i * 8, a.t.patch ? 1 : 2);
+            barrier_init(w.empty + i * 8, R::GROUPS * 4 << a.pair);
         }
         barriers_made();
     }
     __syncwarp();
-    if (a.pair) cluster_arrive();
+    warps_meet(BARRIERS, 64);
+    warps_pass(BEGIN, R::THREADS);
+    if (in_cluster(a)) cluster_arrive();
     CU_PHASE(BARRIERS, acts);
-    const operands begins = first_operands(a, m, origin, begin);
-    operands s = begins;
+    const int row0 = cu_weight_row(w.tile, R::WEIGHTS / CU_CHUNK_BYTES, a.gates, 0),
+              row1 = cu_weight_row(w.tile, R::WEIGHTS / CU_CHUNK_BYTES, a.gates, 1);
+    const uint32_t full = uniform(w.full), to = uniform(w.weights);
+    operands s = first_operands(a, m, w.origin, w.begin);
+    CU_PHASE(OPERANDS, acts);
+    const bool halves = a.gates || a.pair;
+    auto copy = [&](int at) {
+        const uint32_t bar = full + at * 8;
+        barrier_expect(bar, R::WEIGHTS);
+        copy_weights(to + at * R::WEIGHTS, s.weights, bar, s.column, s.in.tap, row0);
+        if (halves) copy_weights(to + at * R::WEIGHTS + R::WEIGHTS / 2, s.weights, bar, s.column, s.in.tap, row1);
+    };
+    const int ring = uniform(a.ring.weights), n_steps = uniform(w.n_steps), first = min(n_steps, ring);
     for (int i = 0; i < first; i++) {
-        if (i) next_operands(a, m, origin, begin + i, s);
-        if (acts) weights_of(s, stages + i * R::STAGE, full + i * 8);
+        if (i) next_operands(a, m, w.origin, w.begin + i, s);
+        if (acts) copy(i);
+        if (i == 0) CU_PHASE(FIRST, acts);
     }
     CU_PHASE(WEIGHTS, acts);
-    __syncthreads();
+    next_launch_may_start();
+    __syncwarp();
+    if (in_cluster(a)) cluster_wait(); /* the other blocks' barriers are there */
+    const int half = blockIdx.y & a.pair, my_row = half ? row1 : row0, rank = my_part(a);
+    const uint16_t both = static_cast<uint16_t>((1 << rank) | (1 << rank << (1 << a.splits_bits)));
+    const uint32_t empty = uniform(w.empty);
+    position k;
+    for (int i = first; i < n_steps; i++, k.next(ring)) {
+        next_operands(a, m, w.origin, w.begin + i, s);
+        barrier_wait(empty + k.at * 8, k.parity);
+        if (!acts) continue;
+        if (!a.pair) {
+            copy(k.at);
+            continue;
+        }
+        barrier_expect(full + k.at * 8, R::WEIGHTS);
+        copy_weights_to(to + k.at * R::WEIGHTS + half * (R::WEIGHTS / 2), s.weights, full + k.at * 8, s.column,
+                        s.in.tap, my_row, both);
+    }
+}
+
+/* Copies the input, which the launch before may write. A box of one step goes with the step's weights: its barriers are
+ * theirs. */
+template <typename R> CU_DEVICE void bring_input(const launch_args &a, const member &m, const work &w) {
+    const bool acts = elect_one();
+    if (acts) {
+        prefetch_map(&m.input);
+#pragma unroll
+        for (int i = 0; i < CU_PATCHES; i++) {
+            barrier_init(w.box_full + i * 8, 1);
+            barrier_init(w.box_empty + i * 8, R::GROUPS * 4);
+        }
+        barrier_init(w.came, 1);
+        barriers_made();
+        if (a.splits_bits) barrier_expect(w.came, (R::BM - (R::BM >> a.splits_bits)) * R::ROW * 2);
+    }
+    __syncwarp();
+    warps_pass(BEGIN, R::THREADS);
+    if (in_cluster(a)) cluster_arrive();
+    const uint32_t full = uniform(a.t.patch ? w.box_full : w.full), empty = uniform(a.t.patch ? w.box_empty : w.empty),
+                   to = uniform(w.boxes), box_bytes = uniform(a.ring.box_bytes);
+    const int bytes = uniform(a.t.box_rows * CU_CHUNK_BYTES), ring = uniform(a.ring.boxes),
+              n_steps = uniform(w.n_steps);
+    operands s = first_operands(a, m, w.origin, w.begin);
+    warps_meet(BARRIERS, 64);
     next_launch_may_start();
     previous_launch_wait();
     CU_PHASE(PREVIOUS, acts);
-    s = begins;
-    for (int i = 0; i < first; i++) {
-        if (i) next_operands(a, m, origin, begin + i, s);
-        if (acts) input_of(s, stages + i * R::STAGE, full + i * 8);
-    }
-    CU_PHASE(INPUTS, acts);
-    if (a.pair) cluster_wait(); /* the other block's barriers are there */
-    position<R::STAGES> k;
-    for (int i = first; i < n_steps; i++, k.next()) {
-        const uint32_t at = stages + k.at * R::STAGE, bar = full + k.at * 8;
-        next_operands(a, m, origin, begin + i, s);
-        barrier_wait(empty + k.at * 8, k.parity);
+    position k;
+    int box = 0;
+    for (int i = 0; i < n_steps; i++) {
+        if (i) next_operands(a, m, w.origin, w.begin + i, s);
+        if (i && !cu_begins_box(&a.t, &s.in)) continue;
+        if (box == ring) CU_PHASE(INPUTS, acts);
+        if (box++ >= ring) barrier_wait(empty + k.at * 8, k.parity ^ 1);
         if (acts) {
-            if (a.pair) shared_weights_of(s, at, bar);
-            else weights_of(s, at, bar);
-            input_of(s, at, bar);
+            const uint32_t bar = full + k.at * 8;
+            barrier_expect(bar, bytes);
+            copy_box(to + k.at * box_bytes, s.input, bar, s.in.c, s.in.x, a.t.patch ? w.origin.n : s.in.y,
+                     a.t.patch ? s.in.y : w.origin.n);
         }
+        k.next(ring);
     }
     CU_PHASE(ASKED, acts);
+    __syncwarp();
+    if (in_cluster(a)) cluster_wait();
 }
 
-/* What a group of four warps does: its rows' sums, and if they are normed the rows' values too. */
-template <typename R, int BN, bool NORMED>
-CU_DEVICE void multiply(const launch_args &a, float (&d)[1][BN / 2], row_sum &sum, uint32_t stages, uint32_t full,
-                        uint32_t empty, int begin, int n_steps) {
-    const int group = threadIdx.x / 128, lane = threadIdx.x % 32;
+/* ---- sums */
+
+/* What a group of four warps does: its rows' sums, and if they are normed the rows' values too. What comes between two
+ * steps the matrix unit waits for: where the next one's operands are is known before. */
+template <typename R, int BN, bool PATCH, bool NORMED>
+CU_DEVICE void multiply(const launch_args &a, const work &w, float (&d)[1][BN / 2], row_sum &sum) {
 #pragma unroll
     for (int v = 0; v < BN / 2; v++) d[0][v] = 0;
-    CU_PHASE(FULL, (barrier_wait(full, 0), threadIdx.x == 0)); /* waits twice there, which changes nothing */
-    const int sharer[2] = {my_part(a), 1 << a.splits_bits};
-    if (a.pair) cluster_wait(); /* the other block's barriers are there */
-    position<R::STAGES> k;
-    uint32_t before = 0;
+    const int lane = threadIdx.x % 32, n_steps = uniform(w.n_steps), own = uniform(a.t.steps - w.begin);
+    const uint32_t full = uniform(w.full), box_full = uniform(w.box_full), box_bytes = uniform(a.ring.box_bytes),
+                   ring = uniform(a.ring.weights), group_bytes = (PATCH ? a.t.group_rows : 8) * CU_CHUNK_BYTES,
+                   mine = uniform(w.boxes + threadIdx.x / 128 * 8 * group_bytes);
+    const uint64_t first = cu_operand_of(mine, group_bytes), weights = cu_operand(uniform(w.weights)),
+                   inputs = static_cast<uint64_t>(uniform(static_cast<uint32_t>(first >> 32))) << 32 |
+                            uniform(static_cast<uint32_t>(first));
+    const int kw = uniform(a.t.kw), below = uniform(a.t.tap_rows - a.t.kw), taps = uniform(a.t.by_taps.by),
+              middle = uniform(a.t.pad_top * a.t.tap_rows + a.t.pad_left);
+    /* Weights are copied again to where those of a step were, if there are as many steps more; the two blocks of a pair
+     * copy them together. */
+    auto give_back = [&](int step, uint32_t at) {
+        if (step < 0 || step + static_cast<int>(ring) >= n_steps) return;
+        if (a.pair) {
+            if (lane < 2) barrier_arrive_at(w.empty + at * 8, my_part(a) + (lane << a.splits_bits));
+        } else if (lane == 0) barrier_arrive(w.empty + at * 8);
+    };
+    cu_step s = {};
+    if (PATCH) s = w.begin < a.t.steps ? cu_step_at(&a.t, w.origin, w.begin) : cu_shortcut_step(&a.t, w.origin, 0);
+    if (in_cluster(a)) cluster_wait(); /* the other blocks' barriers are there */
+    CU_PHASE(FULL, (barrier_wait(full, 0), PATCH ? barrier_wait(box_full, 0) : void(), threadIdx.x == 0));
+    position k, box;
+    uint32_t last = 0, before = 0, at = s.row * CU_CHUNK_BYTES; /* last: where weights of the step before are */
+    bool begins = PATCH;
     for (int i = 0; i < n_steps; i++) {
         barrier_wait(full + k.at * 8, k.parity);
-        ask_step<1, BN>(d, cu_operand(stages + k.at * R::STAGE + group * 64 * CU_CHUNK_BYTES),
-                        cu_operand(stages + k.at * R::STAGE + R::A_BYTES));
+        if (begins) barrier_wait(box_full + box.at * 8, box.parity);
+        ask_step<1, BN>(d, further(inputs, at), further(weights, k.at * R::WEIGHTS));
         if (NORMED)
-            add_values(sum, stages + k.at * R::STAGE, norm_row(), threadIdx.x % 2, (begin + i) * CU_CHUNK, a.channels,
-                       i == 0);
-        sums_wait<1>();                          /* all but this step's: the stage before is free */
-        if (i > 0 && i + R::STAGES <= n_steps) { /* it is filled again */
-            if (a.pair) {
-                if (lane < 2) barrier_arrive_at(empty + before * 8, sharer[0] + lane * sharer[1]);
-            } else if (lane == 0) barrier_arrive(empty + before * 8);
-        }
-        before = k.at;
-        k.next();
+            add_values(sum, mine + at, norm_row() % 64, threadIdx.x % 2, (w.begin + i) * CU_CHUNK, a.channels, i == 0);
+        const bool began = begins && i;
+        const uint32_t last_box = box.at ^ 1, free = before;
+        before = last, last = k.at;
+        k.next(ring);
+        if (PATCH) {
+            s.tap++, s.kx++, s.row++;
+            if (s.kx == kw) s.kx = 0, s.row += below;
+            if (s.tap == taps) s.tap = s.row = 0;
+            if (i + 1 >= own) s.tap = 0, s.row = middle; /* a shortcut's */
+            begins = s.tap == 0;
+            if (begins) box.next(CU_PATCHES);
+            at = box.at * box_bytes + s.row * CU_CHUNK_BYTES;
+        } else at = k.at * box_bytes;
+        give_back(i - 2, free);
+        sums_wait<1>(); /* all but this step's: what the step before read is free */
+        if (began && lane == 0) barrier_arrive(w.box_empty + last_box * 8);
     }
     sums_wait<0>();
     sums_pin(d[0]);
     CU_PHASE(MULTIPLIED, threadIdx.x == 0);
 }
 
+CU_DEVICE void store2(float *to, float x, float y) { *reinterpret_cast<float2 *>(to) = make_float2(x, y); }
+CU_DEVICE void store2(__half *to, float x, float y) { *reinterpret_cast<__half2 *>(to) = __floats2half2_rn(x, y); }
+
+/* A group's sums to shared memory. */
+template <typename R, int BN, typename T> CU_DEVICE void store_sums(const float (&d)[1][BN / 2], T *sums) {
+#pragma unroll
+    for (int v = 0; v < BN / 2; v += 2) {
+        const int row = threadIdx.x / 128 * 64 + cu_sum_row(threadIdx.x % 128, v);
+        store2(sums + row * R::ROW + cu_sum_column(threadIdx.x % 128, v), d[0][v], d[0][v + 1]);
+    }
+}
+
+/* Rows of this warp's, which are in shared memory, to the other blocks that add them up. */
+template <typename R> CU_DEVICE void send_sums(const launch_args &a, const work &w) {
+    enum { PIECE = 8, PIECE_BYTES = PIECE * R::ROW * 2 }; /* rows, all of which have the same destination */
+    const int rows = R::BM >> a.splits_bits, row = threadIdx.x / 32 * 16 + threadIdx.x % 32 * PIECE, to = row / rows;
+    static_assert(R::BM / CU_WGMMA_MAX_SPLITS % PIECE == 0, "a piece has one destination");
+    shared_written();
+    __syncwarp();
+    if (threadIdx.x % 32 < 16 / PIECE && to != my_part(a))
+        send_bytes(there_of(w.boxes + a.ring.parts + (my_part(a) * rows + row % rows) * R::ROW * 2, first_part(a) + to),
+                   w.boxes + row * R::ROW * 2, PIECE_BYTES, there_of(w.came, first_part(a) + to));
+}
+
 #endif
 
 /* Grid: (splits x tiles of columns, tiles of pixels, members); the splits of a tile, or of a pair's two, are a cluster.
- * A block of a pair may end while the other works: nothing comes to it any more, for a stage is given back only where
- * it is filled again, and filled only where it is waited for. */
+ * A block of a pair may end while the other works: no weights come to it any more, for their place is given back only
+ * where it is filled again, and filled only where it is waited for. */
 template <int BM, int BN, int BLOCKS>
-__global__ void __launch_bounds__(ring<BM, BN, BLOCKS>::ALLOCATED, BLOCKS)
+__global__ void __launch_bounds__(shape<BM, BN, BLOCKS>::ALLOCATED, BLOCKS)
     wgmma_kernel(const __grid_constant__ launch_args a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    typedef ring<BM, BN, BLOCKS> R;
+    typedef shape<BM, BN, BLOCKS> R;
     extern __shared__ unsigned char shared_bytes[];
-    __shared__ __align__(8) uint64_t barriers[2 * R::STAGES];
+    __shared__ __align__(8) unsigned char barriers[CU_BARRIER_BYTES];
     __shared__ int4 places[R::BM];
-    const uint32_t unaligned = shared_address(shared_bytes), stages = (unaligned + 1023u) & ~1023u;
-    float *sums = reinterpret_cast<float *>(shared_bytes + (stages - unaligned));
-    const uint32_t full = shared_address(barriers), empty = full + R::STAGES * 8;
-    const int warp = threadIdx.x / 32, rank = my_part(a), tile = blockIdx.x >> a.splits_bits;
+    const uint32_t unaligned = shared_address(shared_bytes), boxes = (unaligned + 1023u) & ~1023u,
+                   bars = shared_address(barriers);
+    const int warp = threadIdx.x / 32, rank = my_part(a), begin = cu_part_begin(a.steps, rank, a.splits_bits);
     const member &m = a.of[blockIdx.z];
-    const cu_place origin = cu_tile_origin(&a.t, blockIdx.y);
-    const int begin = cu_part_begin(a.steps, rank, a.splits_bits),
-              n_steps = cu_part_begin(a.steps, rank + 1, a.splits_bits) - begin;
+    const work w = {boxes,
+                    boxes + a.ring.boxes * a.ring.box_bytes,
+                    bars,
+                    bars + CU_RING_LIMIT * 8,
+                    bars + CU_RING_LIMIT * 16,
+                    bars + (CU_RING_LIMIT * 2 + CU_PATCHES) * 8,
+                    bars + (CU_RING_LIMIT + CU_PATCHES) * 16,
+                    cu_tile_origin(&a.t, blockIdx.y),
+                    static_cast<int>(blockIdx.x >> a.splits_bits),
+                    begin,
+                    cu_part_begin(a.steps, rank + 1, a.splits_bits) - begin};
+    unsigned char *sums = shared_bytes + (boxes - unaligned);
 
     CU_PHASE(BEGIN, threadIdx.x == 0);
-    if (warp == R::GROUPS * 4) {
-        produce<R>(a, m, stages, full, empty, origin, tile, begin, n_steps);
+    if (warp >= R::GROUPS * 4) {
+        if (warp == R::GROUPS * 4) bring_weights<R>(a, m, w);
+        else bring_input<R>(a, m, w);
         __syncwarp();
         __syncthreads();
     } else {
         row_sum sum = {};
-        if (a.pair) cluster_arrive();
-        prefetch_columns<BN>(m, a.gates, tile);
-        if (threadIdx.x < R::BM) places[threadIdx.x] = row_place(a, m, origin, threadIdx.x);
-        __syncthreads();
+        if (in_cluster(a)) cluster_arrive();
+        prefetch_columns<BN>(m, a.gates, w.tile);
+        if (threadIdx.x < R::BM) places[threadIdx.x] = row_place(a, m, w.origin, threadIdx.x);
+        CU_PHASE(ROWS, threadIdx.x == 0);
+        warps_meet(BEGIN, R::THREADS);
         next_launch_may_start();
         CU_PHASE(TOGETHER, threadIdx.x == 0);
         float d[1][BN / 2];
-        if (m.folded) multiply<R, BN, true>(a, d, sum, stages, full, empty, begin, n_steps);
-        else multiply<R, BN, false>(a, d, sum, stages, full, empty, begin, n_steps);
-        previous_launch_wait();
-        __syncthreads(); /* nobody reads the stages any more: sums take their place */
-#pragma unroll
-        for (int v = 0; v < BN / 2; v += 2) {
-            const int row = warp / 4 * 64 + cu_sum_row(threadIdx.x % 128, v), col = cu_sum_column(threadIdx.x % 128, v);
-            *reinterpret_cast<float2 *>(sums + row * R::ROW + col) = make_float2(d[0][v], d[0][v + 1]);
+        if (m.folded) multiply<R, BN, false, true>(a, w, d, sum);
+        else if (a.t.patch) multiply<R, BN, true, false>(a, w, d, sum);
+        else multiply<R, BN, false, false>(a, w, d, sum);
+        __syncthreads(); /* no operand is read any more: sums take their place; all know the rows' places */
+        if (a.splits_bits) {
+            store_sums<R, BN>(d, reinterpret_cast<__half *>(sums));
+            send_sums<R>(a, w);
+        } else {
+            store_sums<R, BN>(d, reinterpret_cast<float *>(sums));
+            if (m.folded)
+                leave_moments(a, sum, reinterpret_cast<float *>(sums) + norm_row() * R::ROW + BN, threadIdx.x % 2);
         }
-        if (m.folded) leave_moments(a, sum, sums + norm_row() * R::ROW + BN, threadIdx.x % 2, begin, begin + n_steps);
     }
     CU_PHASE(STORED, threadIdx.x == 0);
-    if (a.gates) finish<R, BN, true>(a, m, sums, places, tile, rank);
-    else finish<R, BN, false>(a, m, sums, places, tile, rank);
+    previous_launch_wait();
+    if (a.splits_bits) finish<R, BN, true, false>(a, m, sums, w.came, places, w.tile);
+    else if (a.gates) finish<R, BN, false, true>(a, m, sums, w.came, places, w.tile);
+    else finish<R, BN, false, false>(a, m, sums, w.came, places, w.tile);
 #endif
 }
 
@@ -577,14 +651,15 @@ __global__ void __launch_bounds__(ring<BM, BN, BLOCKS>::ALLOCATED, BLOCKS)
 
 template <int BM, int BN, int BLOCKS>
 cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encode_map) {
-    typedef ring<BM, BN, BLOCKS> R;
+    typedef shape<BM, BN, BLOCKS> R;
     const cu_product_args &first = of[0];
     const encoder make = reinterpret_cast<encoder>(encode_map);
     launch_args args = {};
     const bool flat = cu_wgmma_tiling(&args.t, &first, R::BM);
     args.gates = first.epi.act == CU_ACT_GEGLU ? first.out.c : 0;
-    args.input_bytes = args.t.bw * args.t.bh * args.t.bn * CU_CHUNK_BYTES;
     args.steps = args.t.steps;
+    args.ring = cu_ring_of(&args.t, BM, BN, BLOCKS, first.splits);
+    if (first.splits > 1 && (first.folded || args.gates)) return cudaErrorInvalidValue;
     if (first.shortcut_weights) {
         args.shortcut_c = first.shortcut_a.c;
         args.shortcut_chunks = cu_ceil_div(first.shortcut_a.c, CU_CHUNK);
@@ -617,11 +692,11 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
         m.epi = of[i].epi;
     }
     void (*kernel)(const launch_args) = wgmma_kernel<BM, BN, BLOCKS>;
-    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, R::BYTES);
+    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, args.ring.bytes);
     if (e != cudaSuccess) return e;
     const int wide = args.gates ? BN / 2 : BN, tiles = cu_ceil_div(first.out.c, wide);
     return start_clusters(order, kernel, dim3(tiles * first.splits, args.t.tiles, n), dim3(first.splits, 1 + args.pair),
-                          R::THREADS, R::BYTES, args);
+                          R::THREADS, args.ring.bytes, args);
 }
 
 } // namespace

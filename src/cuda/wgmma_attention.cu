@@ -49,16 +49,6 @@ CU_DEVICE void copy_head(uint32_t to, const tensor &t, uint32_t bar, int c, int 
                  : "memory");
 }
 
-CU_DEVICE uint32_t pack(float a, float b) {
-    __half2 h = __floats2half2_rn(a, b);
-    return *reinterpret_cast<uint32_t *>(&h);
-}
-
-/* An operand that begins `bytes` further on: shared memory ends below 2^18, so that nothing is carried. */
-CU_DEVICE uint64_t further(uint64_t operand, uint32_t bytes) {
-    return operand >> 32 << 32 | (static_cast<uint32_t>(operand) + (bytes >> 4));
-}
-
 template <typename S, int D> CU_DEVICE void begin_scores(float (&s)[S::KEYS / 2], uint64_t q, uint64_t k) {
 #pragma unroll
     for (int j = 0; j < S::KEYS / 2; j++) s[j] = 0;

@@ -56,13 +56,15 @@ typedef struct rig {
     cu_product_args a;
     cu_tiling t;
     cu_tile_size size;
+    cu_ring ring;
     bool flat;
     float *in, *weights, *memory, *sums;
     int32_t *written;
     double *out;
 } rig;
 
-static void load_step(rig *r, cu_place origin, int32_t column_tile, int32_t step) {
+/* first: of its part */
+static cu_step load_step(rig *r, cu_place origin, int32_t column_tile, int32_t step, bool first) {
     const shape *s = r->s;
     const cu_tiling *t = &r->t;
     cu_step at = cu_step_at(t, origin, step);
@@ -74,10 +76,18 @@ static void load_step(rig *r, cu_place origin, int32_t column_tile, int32_t step
     int64_t w = r->flat ? t->w : s->w, h = r->flat ? 1 : s->h, n = t->n;
     const int64_t dims[4] = {s->c, w, h, n}, strides[4] = {1, s->c, s->c * w, s->c * w * h};
     const int32_t from[4] = {at.c, at.x, at.y, origin.n},
-                  box[4] = {CU_CHUNK, t->bw * s->stride, t->bh * s->stride, t->bn},
+                  box[4] = {CU_CHUNK, t->box_w * s->stride, t->box_h * s->stride, t->bn},
                   every[4] = {1, s->stride, s->stride, 1};
     for (int32_t i = 0; i < 4; i++) assert_in_range(box[i], 1, CU_BOX_LIMIT);
-    copy_box(r->memory, ADDRESS, r->in, dims, strides, from, box, every);
+    const int32_t axes[4] = {0, 1, t->patch ? 3 : 2, t->patch ? 2 : 3};
+    int64_t in_dims[4], in_strides[4];
+    int32_t in_from[4], in_box[4], in_every[4];
+    for (int32_t i = 0; i < 4; i++) {
+        in_dims[i] = dims[axes[i]], in_strides[i] = strides[axes[i]];
+        in_from[i] = from[axes[i]], in_box[i] = box[axes[i]], in_every[i] = every[axes[i]];
+    }
+    if (first || cu_begins_box(t, &at))
+        copy_box(r->memory, ADDRESS, r->in, in_dims, in_strides, in_from, in_box, in_every);
     const int64_t taps = s->k * s->k, w_dims[4] = {s->c, taps, r->a.n_rows, 1},
                   w_strides[4] = {1, s->c, s->c * taps, 0};
     /* a pair's halves come from two blocks */
@@ -85,16 +95,19 @@ static void load_step(rig *r, cu_place origin, int32_t column_tile, int32_t step
     for (int32_t i = 0; i < pieces; i++) {
         const int32_t w_from[4] = {at.c, at.tap, cu_weight_row(column_tile, r->size.columns, gates, i), 0},
                       w_box[4] = {CU_CHUNK, 1, r->size.columns / pieces, 1};
-        copy_box(r->memory, ADDRESS + (uint32_t)(r->size.rows + i * r->size.columns / 2) * 128, r->weights, w_dims,
-                 w_strides, w_from, w_box, ones);
+        copy_box(r->memory, ADDRESS + (uint32_t)r->ring.box_bytes + (uint32_t)(i * r->size.columns / 2) * 128,
+                 r->weights, w_dims, w_strides, w_from, w_box, ones);
     }
+    return at;
 }
 
-static void multiply_step(rig *r) {
+static void multiply_step(rig *r, cu_step at) {
     for (int32_t m = 0; m < r->size.rows / 64; m++)
         for (int32_t part = 0; part < CU_CHUNK / 16; part++) {
-            uint64_t a = cu_operand(ADDRESS + (uint32_t)m * 64 * CU_CHUNK_BYTES) + 2 * (uint64_t)part,
-                     b = cu_operand(ADDRESS + (uint32_t)r->size.rows * CU_CHUNK_BYTES) + 2 * (uint64_t)part;
+            const uint32_t group = (uint32_t)r->t.group_rows * CU_CHUNK_BYTES;
+            uint64_t a = cu_operand_of(ADDRESS + (uint32_t)m * 8 * group + (uint32_t)at.row * CU_CHUNK_BYTES, group) +
+                         2 * (uint64_t)part,
+                     b = cu_operand(ADDRESS + (uint32_t)r->ring.box_bytes) + 2 * (uint64_t)part;
             for (int32_t thread = 0; thread < 128; thread++)
                 for (int32_t v = 0; v < r->size.columns / 2; v++) {
                     int32_t row = cu_sum_row(thread, v), col = cu_sum_column(thread, v);
@@ -145,6 +158,8 @@ static float *whole_numbers(int64_t n, uint32_t seed) {
     return v;
 }
 
+static int n_patches; /* of all that was checked */
+
 static void check(const shape *s, int32_t tile, int32_t splits_bits) {
     rig r = {.s = s, .size = cu_product_tiles[tile]};
     const int32_t rows = s->geglu ? 2 * s->o : s->o;
@@ -168,7 +183,10 @@ static void check(const shape *s, int32_t tile, int32_t splits_bits) {
     r.flat = cu_wgmma_tiling(&r.t, &r.a, r.size.rows);
     assert_int_equal(r.flat, s->k == 1 && s->stride == 1);
     assert_in_range(r.t.bw * r.t.bh * r.t.bn, 1, r.size.rows);
-    const int64_t stage = (int64_t)(r.size.rows + r.size.columns) * CU_CHUNK;
+    if (r.t.patch) n_patches++;
+    r.ring = cu_ring_of(&r.t, r.size.rows, r.size.columns, r.size.blocks, 1 << splits_bits);
+    /* rows of the tile that no pixel has reach beyond the box */
+    const int64_t stage = r.ring.box_bytes / 2 + (int64_t)(r.size.rows * 2 + r.size.columns) * CU_CHUNK;
     r.in = whole_numbers((int64_t)s->n * s->h * s->w * s->c, 1);
     r.weights = whole_numbers((int64_t)rows * s->k * s->k * s->c, 2);
     r.memory = lw_alloc((size_t)stage, sizeof *r.memory);
@@ -182,12 +200,10 @@ static void check(const shape *s, int32_t tile, int32_t splits_bits) {
             memset(r.sums, 0, (size_t)r.size.rows * (size_t)r.size.columns * sizeof *r.sums);
             for (int64_t i = 0; i < stage; i++) r.memory[i] = garbage; /* of rows that no pixel has */
             for (int32_t part = 0; part < 1 << splits_bits; part++)
-                for (int32_t i = cu_part_begin(r.t.steps, part, splits_bits),
-                             end = cu_part_begin(r.t.steps, part + 1, splits_bits);
-                     i < end; i++) {
-                    load_step(&r, origin, c, i);
-                    multiply_step(&r);
-                }
+                for (int32_t begin = cu_part_begin(r.t.steps, part, splits_bits),
+                             end = cu_part_begin(r.t.steps, part + 1, splits_bits), i = begin;
+                     i < end; i++)
+                    multiply_step(&r, load_step(&r, origin, c, i, i == begin));
             finish(&r, origin, c);
         }
     for (int64_t i = 0; i < total; i++) {
@@ -235,14 +251,16 @@ static void dividers_divide(void **state) {
 static void every_tile_is_a_convolution(void **state) {
     (void)state;
     static const shape shapes[] = {
-        {2, 6, 4, 72, 72, 3, 1, 1, 6, 4, false},  {2, 12, 8, 8, 40, 3, 1, 1, 12, 8, false},
-        {1, 5, 33, 64, 8, 3, 1, 1, 5, 33, false}, {2, 8, 12, 16, 16, 3, 2, 1, 4, 6, false},
-        {1, 9, 14, 24, 16, 3, 2, 0, 4, 7, false}, {1, 1, 150, 136, 72, 1, 1, 0, 1, 150, false},
-        {2, 3, 7, 64, 24, 1, 1, 0, 3, 7, false},  {1, 1, 70, 40, 104, 1, 1, 0, 1, 70, true},
-        {3, 4, 4, 16, 8, 1, 2, 0, 2, 2, false},
+        {2, 6, 4, 72, 72, 3, 1, 1, 6, 4, false},   {2, 12, 8, 8, 40, 3, 1, 1, 12, 8, false},
+        {1, 5, 33, 64, 8, 3, 1, 1, 5, 33, false},  {2, 8, 12, 16, 16, 3, 2, 1, 4, 6, false},
+        {1, 9, 14, 24, 16, 3, 2, 0, 4, 7, false},  {1, 1, 150, 136, 72, 1, 1, 0, 1, 150, false},
+        {2, 3, 7, 64, 24, 1, 1, 0, 3, 7, false},   {1, 1, 70, 40, 104, 1, 1, 0, 1, 70, true},
+        {3, 4, 4, 16, 8, 1, 2, 0, 2, 2, false},    {3, 5, 16, 136, 8, 3, 1, 1, 5, 16, false},
+        {1, 30, 8, 72, 72, 3, 1, 1, 30, 8, false},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int32_t tile = 0; tile < CU_N_WGMMA_TILES; tile++) check(&shapes[i], tile, i % 2 ? 0 : 1);
+    assert_in_range(n_patches, 20, 3 * CU_N_WGMMA_TILES);
 }
 
 /* What turns.cu takes is rows times a matrix, and no more of an epilogue than a bias and a residual or GEGLU. */
@@ -282,7 +300,8 @@ static void blocks_that_stay_take_matrices(void **state) {
     assert_false(cu_turns_fit(&a));
 }
 
-/* The boxes that the networks' pictures get fill their tiles as well as their sizes allow. */
+/* The boxes that the networks' pictures get fill their tiles as well as their sizes allow; and where rows are a
+ * multiple of 8 they are patches. */
 static void boxes_fill_tiles(void **state) {
     (void)state;
     static const struct {
@@ -291,12 +310,50 @@ static void boxes_fill_tiles(void **state) {
                  {8, 12, 2, 192, 1},   {8, 12, 2, 64, 3},    {4, 6, 2, 64, 1},       {64, 64, 2, 128, 64},
                  {64, 64, 2, 256, 32}, {8, 8, 2, 128, 1},    {256, 384, 1, 128, 768}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        cu_tiling t = {.w = cases[i].w, .h = cases[i].h, .n = cases[i].n, .stride = 1};
-        cu_choose_box(&t, cases[i].bm);
+        const cu_product_args a = {
+            .in = {.half = 1, .g = 1, .n = cases[i].n, .h = cases[i].h, .w = cases[i].w, .c = 64},
+            .out = {.half = 1, .g = 1, .n = cases[i].n, .h = cases[i].h, .w = cases[i].w, .c = 64},
+            .n_rows = 64,
+            .kh = 3,
+            .kw = 3,
+            .stride = 1,
+            .pad_top = 1,
+            .pad_left = 1};
+        cu_tiling t;
+        cu_wgmma_tiling(&t, &a, cases[i].bm);
+        if (t.patch != (t.w % 8 == 0))
+            fail_msg("%dx%dx%d by %d: %s patch", t.w, t.h, t.n, cases[i].bm, t.patch ? "a" : "no");
         if (t.tiles != cases[i].tiles)
             fail_msg("%dx%dx%d by %d: %d tiles of %dx%dx%d, not %d", t.w, t.h, t.n, cases[i].bm, t.tiles, t.bw, t.bh,
                      t.bn, cases[i].tiles);
     }
+}
+
+/* Each tile has rings of three boxes of weights or more, in what a multiprocessor has. */
+static void rings_fit(void **state) {
+    (void)state;
+    for (int32_t tile = 0; tile < CU_N_WGMMA_TILES; tile++)
+        for (int32_t n = 1; n <= 16; n++)
+            for (int32_t w = 4; w <= 256; w *= 2)
+                for (int32_t splits = 1; splits <= CU_WGMMA_MAX_SPLITS; splits *= 2) {
+                    const cu_view v = {.half = 1, .g = 1, .n = n, .h = w * 3 / 2, .w = w, .c = 640};
+                    const cu_product_args a = {
+                        .in = v, .out = v, .n_rows = 640, .kh = 3, .kw = 3, .stride = 1, .pad_top = 1, .pad_left = 1};
+                    const cu_tile_size *s = &cu_product_tiles[tile];
+                    cu_tiling t;
+                    cu_wgmma_tiling(&t, &a, s->rows);
+                    const cu_ring r = cu_ring_of(&t, s->rows, s->columns, s->blocks, splits);
+                    assert_in_range(t.box_rows * CU_CHUNK_BYTES, 1, r.box_bytes);
+                    assert_int_equal(r.box_bytes % 1024, 0);
+                    assert_in_range(r.boxes, 2, CU_RING_LIMIT);
+                    assert_in_range(r.weights, 3, CU_RING_LIMIT);
+                    assert_in_range((r.bytes + s->rows * 16 + CU_BARRIER_BYTES + 1024) * s->blocks, 1, 228 * 1024);
+                    /* where the last group's last row of the last tap would be */
+                    const int32_t last = (s->rows / 8 - 1) * t.group_rows + 8 + 2 * t.tap_rows + 2;
+                    if (t.patch)
+                        assert_in_range(last * CU_CHUNK_BYTES, 1,
+                                        r.box_bytes + r.weights * s->columns * CU_CHUNK_BYTES);
+                }
 }
 
 /* A warp group's threads hold each of its sums once. */
@@ -472,6 +529,7 @@ int main(void) {
                                        cmocka_unit_test(every_tile_is_a_convolution),
                                        cmocka_unit_test(blocks_that_stay_take_matrices),
                                        cmocka_unit_test(boxes_fill_tiles),
+                                       cmocka_unit_test(rings_fit),
                                        cmocka_unit_test(sums_are_a_bijection),
                                        cmocka_unit_test(every_head_is_attention),
                                        cmocka_unit_test(blocks_fill_multiprocessors),
