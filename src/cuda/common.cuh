@@ -194,15 +194,16 @@ CU_DEVICE void swish2(float v[2], float k) {
 
 CU_DEVICE float act_gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 
-CU_DEVICE void act8(int act, float v[8]) {
-    if (act == CU_ACT_SILU || act == CU_ACT_QUICK_GELU) {
-        const float k = act == CU_ACT_SILU ? 1.0f : 1.702f;
+CU_DEVICE void swish8(float v[8], float k) {
 #pragma unroll
-        for (int i = 0; i < 8; i += 2) swish2(v + i, k);
-    } else if (act == CU_ACT_GELU) {
+    for (int i = 0; i < 8; i += 2) swish2(v + i, k);
+}
+
+CU_DEVICE void act8(int act, float v[8]) {
+    if (act == CU_ACT_SILU || act == CU_ACT_QUICK_GELU) swish8(v, act == CU_ACT_SILU ? 1.0f : 1.702f);
+    else if (act == CU_ACT_GELU)
 #pragma unroll
         for (int i = 0; i < 8; i++) v[i] = act_gelu(v[i]);
-    }
 }
 
 /* ---- epilogue of channels [c, c + 8) of pixel (g, n, h, w): v becomes residual + scale * act(v + bias + addend), with
@@ -279,6 +280,12 @@ CU_DEVICE uint32_t shared_address(const void *p) { return static_cast<uint32_t>(
 CU_DEVICE void copy16(void *shared, const void *global, bool real) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global),
                  "r"(real ? 16 : 0)
+                 : "memory");
+}
+/* The same of 4 or 8 bytes. */
+template <int BYTES> CU_DEVICE void copy_some(void *shared, const void *global, bool real) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(shared)), "l"(global),
+                 "n"(BYTES), "r"(real ? BYTES : 0)
                  : "memory");
 }
 CU_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }

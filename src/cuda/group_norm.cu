@@ -79,11 +79,14 @@ CU_DEVICE void sum_groups(scratch &s, const block &b, const float2 *sums, const 
                           float eps) {
     const int lane = b.tid % 32, n_warps = b.threads / 32;
     if (b.tid / 32 >= n_warps) return; /* a last part of a warp takes no group: shuffles want whole warps */
+#pragma unroll 1
     for (int k = b.tid / 32; k < b.n_groups; k += n_warps) {
         const int first = k * b.per / 8, last = (k * b.per + b.per - 1) / 8;
         float sum = 0, sum2 = 0;
+#pragma unroll 1
         for (int x = first; x <= last; x++) {
             const float2 *from = sums + (x == first ? k - first * 8 / b.per : 0) * b.threads + x;
+#pragma unroll 1
             for (int l = lane; l < b.lanes; l += 32) {
                 const float2 part = from[l * b.slab];
                 sum += part.x, sum2 += part.y;
@@ -103,6 +106,7 @@ CU_DEVICE void merge_groups(scratch &s, const block &b, int rows, int log_splits
     const int splits = 1 << log_splits, n_warps = b.threads / 32, all = b.n_groups << log_splits;
     const float total = static_cast<float>(rows) * b.per;
     if (b.tid / 32 >= n_warps) return;
+#pragma unroll 1
     for (int t = b.tid; t - b.tid % 32 < all; t += n_warps * 32) {
         const int i = t & (splits - 1), k = t >> log_splits, at = k < b.n_groups ? k : b.n_groups - 1;
         const float *from = static_cast<const float *>(__cluster_map_shared_rank(&s.moments[0][0], i));
@@ -152,7 +156,9 @@ __global__ void __launch_bounds__(MAX_THREADS, 2)
     {
         row_walk from(in.sh, in.sw, a.a.w, row, lanes);
         previous_launch_wait();
+#pragma unroll 1
         for (int k = 0, p = 1; p <= PIECES; p++) {
+#pragma unroll 1
             for (; k < mine && k < p * piece; k++, from.next())
                 for (int i = 0; i < 8; i += 16 / sizeof(TI))
                     copy16(keep + k * threads * 8 + i, src + from.at + i, true);
@@ -164,9 +170,17 @@ __global__ void __launch_bounds__(MAX_THREADS, 2)
     {
         /* Sums about the first value of each group, so that nothing cancels where means are large. */
         float shift[8], sum[8] = {}, sum2[8] = {};
-        auto add_until = [&](int k, int last) {
+        copy_wait<PIECES - 1>();
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < 8; i++) shift[i] = static_cast<float>(first_row[(group + (after >> 4 * i & 15)) * per]);
 #pragma unroll 1
-            for (; k < last && k < mine; k++) {
+        for (int k = 0, p = 1; p <= PIECES; p++) { /* one loop: its instructions are fetched once */
+            if (p == PIECES - 2) copy_wait<2>();
+            else if (p == PIECES - 1) copy_wait<1>();
+            else if (p == PIECES) copy_wait<0>();
+#pragma unroll 1
+            for (; k < mine && k < p * piece; k++) {
                 load8(keep + k * threads * 8, v);
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
@@ -175,18 +189,8 @@ __global__ void __launch_bounds__(MAX_THREADS, 2)
                     sum2[i] += d * d;
                 }
             }
-        };
-        copy_wait<PIECES - 1>();
-        __syncthreads();
-#pragma unroll
-        for (int i = 0; i < 8; i++) shift[i] = static_cast<float>(first_row[(group + (after >> 4 * i & 15)) * per]);
-        add_until(0, piece);
-        copy_wait<PIECES - 2>();
-        add_until(piece, 2 * piece);
-        copy_wait<PIECES - 3>();
-        add_until(2 * piece, 3 * piece);
-        copy_wait<PIECES - 4>();
-        add_until(3 * piece, 4 * piece);
+        }
+#pragma unroll 1
         for (int q = 0; q < cells; q++) {
             float2 part = {0, 0};
 #pragma unroll
@@ -213,13 +217,20 @@ __global__ void __launch_bounds__(MAX_THREADS, 2)
     }
     row_walk to(a.out.sh, a.out.sw, a.a.w, row, lanes);
     TO *dst = static_cast<TO *>(all.of.out[member]) + g * a.out.sg + n * a.out.sn + c;
-    for (int k = 0; k < mine; k++, to.next()) {
-        load8(keep + k * threads * 8, v);
+    auto write = [&](auto act) {
+#pragma unroll 1
+        for (int k = 0; k < mine; k++, to.next()) {
+            load8(keep + k * threads * 8, v);
 #pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = v[i] * factor[i] + offset[i];
-        act8(a.act, v);
-        store8(dst + to.at, v);
-    }
+            for (int i = 0; i < 8; i++) v[i] = v[i] * factor[i] + offset[i];
+            act(v);
+            store8(dst + to.at, v);
+        }
+    };
+    /* the usual ones in short loops of their own */
+    if (a.act == CU_ACT_NONE) write([](float *) {});
+    else if (a.act == CU_ACT_SILU) write([](float *x) { swish8(x, 1.0f); });
+    else write([&](float *x) { act8(a.act, x); });
     /* no block ends while another reads its moments, which are in registers of all that have arrived */
     if (log_splits) cluster_wait();
 #endif

@@ -42,7 +42,7 @@ static bool apply_fits(const lw_apply_args *m) {
     const lw_prologue *in = &m->in;
     if (!vectors(&in->a) || !vectors(&m->out) || in->act == LW_ACT_GEGLU) return false;
     if (lw_view_is(in->b) && (!vectors(&in->b) || in->b.dtype != in->a.dtype)) return false;
-    if (in->norm.kind == LW_NORM_LAYER) return !lw_view_is(in->b);
+    if (in->norm.kind == LW_NORM_LAYER) return !lw_view_is(in->b) && in->a.c <= CU_LAYER_CHANNELS;
     if (in->norm.kind == LW_NORM_NONE) return true;
     int32_t c = m->out.c, per = c / in->norm.groups, slab = per; /* a slab: whole groups of whole vectors */
     while (slab % 8) slab += per;

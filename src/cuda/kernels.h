@@ -63,17 +63,10 @@ typedef struct cu_apply_args {
 } cu_apply_args;
 enum { CU_MAX_MEMBERS = 4 }; /* of one launch: products or norms of the same sizes and strides */
 
+enum { CU_LAYER_CHANNELS = 8192 }; /* the most of a layer norm: a row is in shared memory */
+
 /* args[0..n) in one launch; n is 1 but for layer norms */
 cudaError_t cu_apply(cu_order order, const cu_apply_args *args, int32_t n);
-
-/* How layer norms are divided, which does not change the result: the default, and a launch of any. */
-typedef struct cu_layer_norm_layout {
-    int32_t rows;    /* of a lane: 1 or 2 */
-    int32_t threads; /* of a block: 64, 128 or 256 */
-} cu_layer_norm_layout;
-cudaError_t cu_layer_norm_with(cu_order order, const cu_apply_args *args, int32_t n,
-                               const cu_layer_norm_layout *layout);
-cu_layer_norm_layout cu_layer_norm_lay_out(const cu_apply_args *args, int32_t n);
 
 /* cu_apply of group norms without up2, args[0..n) in one launch, which makes the statistics itself: stats_a and stats_b
  * are not read (group_norm.cu; sm_90). Where cu_group_norm_fits, which reads sizes alone. */

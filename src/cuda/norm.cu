@@ -173,11 +173,13 @@ __global__ void __launch_bounds__(THREADS, 2) group_kernel(cu_apply_args a, int 
     });
 }
 
-/* ---- layer norm: 8, 16 or 32 lanes a row, each with up to KEEP of its vectors in registers as they are stored (wider
- * rows are read again), and ROWS such rows at once. Grid: (blocks of rows, members); block: (lanes, rows at a time).
- * The factors and offsets of a row of up to LAYER_VECTORS are on their way to shared memory before the rows are. */
+/* ---- layer norm: 8, 16 or 32 lanes a row, each with every lanes-th of its vectors in shared memory, as they are
+ * stored, where loops that are not unrolled find them: this kernel comes between all others, and its instructions have
+ * to be fetched each time. Grid: (blocks of rows, members); block: (lanes, rows). */
 
-enum { KEEP = 5, LAYER_VECTORS = 32 * KEEP, LAYER_THREADS = 256 };
+/* The limit is below what any device gives a block: sm_86 and sm_89 99 KB. */
+enum { LAYER_THREADS = 256, LAYER_LIMIT = 98 * 1024 };
+static_assert(CU_LAYER_CHANNELS * 3 * sizeof(float) <= LAYER_LIMIT, "factors, offsets and the row of a warp");
 
 struct layer_args {
     cu_apply_args any; /* sizes, strides and attributes of all members */
@@ -190,126 +192,89 @@ CU_DEVICE float lanes_sum(float v, int lanes) {
     return v;
 }
 
-template <typename TI, typename TO, int ROWS>
+template <typename TI, typename TO>
 __global__ void __launch_bounds__(LAYER_THREADS) layer_kernel(const __grid_constant__ layer_args all) {
     next_launch_may_start();
-    __shared__ __align__(16) float4 kept[2][2][LAYER_VECTORS]; /* factors and offsets; halves of vectors apart */
-    struct alignas(16) vector {
-        TI of[8];
-    };
+    extern __shared__ __align__(16) unsigned char layer_shared[];
     const cu_apply_args &a = all.any;
-    const int member = blockIdx.y, lanes = blockDim.x, lane = threadIdx.x, at_once = blockDim.y,
+    const int member = blockIdx.y, lanes = blockDim.x, lane = threadIdx.x, threads = lanes * blockDim.y,
               tid = threadIdx.y * lanes + lane, n_vec = a.a.c / 8, rows = a.a.h * a.a.w, up = a.up2 ? 2 : 1;
-    const unsigned n_rows = static_cast<unsigned>(rows) * a.out.g * a.out.n;
-    const float *gamma = all.of.gamma[member], *beta = all.of.beta[member];
-    const bool keeps = n_vec <= LAYER_VECTORS;
-    if (keeps) {
-        for (int i = tid; i < 2 * n_vec; i += at_once * lanes) {
-            copy16(&kept[0][i % 2][i / 2], gamma + i * 4, true);
-            copy16(&kept[1][i % 2][i / 2], beta + i * 4, true);
-        }
-        copy_commit();
+    const unsigned n_rows = static_cast<unsigned>(rows) * a.out.g * a.out.n,
+                   row = blockIdx.x * blockDim.y + threadIdx.y;
+    float *gamma = reinterpret_cast<float *>(layer_shared), *beta = gamma + a.a.c;
+    TI *mine = reinterpret_cast<TI *>(beta + a.a.c) + tid * 8; /* the k-th vector: mine[k * threads * 8] */
+#pragma unroll 1
+    for (int i = tid; i < 2 * n_vec; i += threads) {
+        copy16(gamma + i * 4, all.of.gamma[member] + i * 4, true);
+        copy16(beta + i * 4, all.of.beta[member] + i * 4, true);
     }
-    const TI *in[ROWS];
-    TO *out[ROWS];
-#pragma unroll
-    for (int j = 0; j < ROWS; j++) {
-        unsigned row = (blockIdx.x * ROWS + j) * at_once + threadIdx.y;
-        const bool real = row < n_rows;
-        if (!real) row = n_rows - 1; /* whole warps add up */
-        const int gn = row / rows, r = row - gn * rows, g = gn / a.out.n, n = gn - g * a.out.n, h = r / a.a.w,
-                  w = r - h * a.a.w;
-        in[j] = static_cast<const TI *>(all.of.a[member]) + view_at(a.a, g, n, h, w);
-        out[j] = real ? static_cast<TO *>(all.of.out[member]) + view_at(a.out, g, n, up * h, up * w) : nullptr;
-    }
-    vector v[ROWS][KEEP];
-    float x[8], mean[ROWS], rstd[ROWS];
+    const int at = row < n_rows ? row : n_rows - 1; /* whole warps add up */
+    const int gn = at / rows, r = at - gn * rows, g = gn / a.out.n, n = gn - g * a.out.n, h = r / a.a.w,
+              w = r - h * a.a.w;
+    const TI *in = static_cast<const TI *>(all.of.a[member]) + view_at(a.a, g, n, h, w);
+    TO *out = static_cast<TO *>(all.of.out[member]) + view_at(a.out, g, n, up * h, up * w);
+    float x[8], mean = 0, squares = 0; /* about the mean, since one channel may lie far from it */
     previous_launch_wait();
-#pragma unroll
-    for (int j = 0; j < ROWS; j++)
-#pragma unroll
-        for (int k = 0; k < KEEP; k++)
-            if (lane + lanes * k < n_vec) v[j][k] = *reinterpret_cast<const vector *>(in[j] + (lane + lanes * k) * 8);
-#pragma unroll
-    for (int j = 0; j < ROWS; j++) {
-        mean[j] = 0;
-#pragma unroll
-        for (int k = 0; k < KEEP; k++) {
-            if (lane + lanes * k >= n_vec) break;
-            load8(v[j][k].of, x);
-#pragma unroll
-            for (int i = 0; i < 8; i++) mean[j] += x[i];
-        }
-        for (int k = lane + lanes * KEEP; k < n_vec; k += lanes) {
-            load8(in[j] + k * 8, x);
-            for (int i = 0; i < 8; i++) mean[j] += x[i];
-        }
-    }
-#pragma unroll
-    for (int j = 0; j < ROWS; j++) mean[j] = lanes_sum(mean[j], lanes) / a.a.c;
-#pragma unroll
-    for (int j = 0; j < ROWS; j++) {
-        rstd[j] = 0; /* the squares until they are added up: about the mean, since one channel may lie far from it */
-#pragma unroll
-        for (int k = 0; k < KEEP; k++) {
-            if (lane + lanes * k >= n_vec) break;
-            load8(v[j][k].of, x);
-#pragma unroll
-            for (int i = 0; i < 8; i++) rstd[j] += (x[i] - mean[j]) * (x[i] - mean[j]);
-        }
-        for (int k = lane + lanes * KEEP; k < n_vec; k += lanes) {
-            load8(in[j] + k * 8, x);
-            for (int i = 0; i < 8; i++) rstd[j] += (x[i] - mean[j]) * (x[i] - mean[j]);
-        }
-    }
-#pragma unroll
-    for (int j = 0; j < ROWS; j++) rstd[j] = rsqrtf(lanes_sum(rstd[j], lanes) / a.a.c + a.eps);
+    TI *to = mine;
+#pragma unroll 1
+    for (int vec = lane; vec < n_vec; vec += lanes, to += threads * 8)
+        for (int i = 0; i < 8; i += 16 / sizeof(TI)) copy16(to + i, in + vec * 8 + i, true);
+    copy_commit();
     copy_wait<0>();
-    __syncthreads();
-    float factor[8], offset[8];
-    auto finish = [&](int j, int vec) {
+    __syncthreads(); /* others bring factors and offsets, too */
+    const TI *from = mine;
+#pragma unroll 1
+    for (int vec = lane; vec < n_vec; vec += lanes, from += threads * 8) {
+        load8(from, x);
 #pragma unroll
-        for (int i = 0; i < 8; i++) x[i] = (x[i] - mean[j]) * rstd[j] * factor[i] + offset[i];
-        act8(a.act, x);
-        if (out[j]) store_pixel(out[j] + vec * 8, a, x);
+        for (int i = 0; i < 8; i++) mean += x[i];
+    }
+    mean = lanes_sum(mean, lanes) / a.a.c;
+    from = mine;
+#pragma unroll 1
+    for (int vec = lane; vec < n_vec; vec += lanes, from += threads * 8) {
+        load8(from, x);
+#pragma unroll
+        for (int i = 0; i < 8; i++) squares += (x[i] - mean) * (x[i] - mean);
+    }
+    const float rstd = rsqrtf(lanes_sum(squares, lanes) / a.a.c + a.eps);
+    if (row >= n_rows) return;
+    auto write = [&](auto act) {
+        from = mine;
+#pragma unroll 1
+        for (int vec = lane; vec < n_vec; vec += lanes, from += threads * 8) {
+            float factor[8], offset[8];
+            load8(from, x);
+            load8(gamma + vec * 8, factor);
+            load8(beta + vec * 8, offset);
+#pragma unroll
+            for (int i = 0; i < 8; i++) x[i] = (x[i] - mean) * rstd * factor[i] + offset[i];
+            act(x);
+            store_pixel(out + vec * 8, a, x);
+        }
     };
-#pragma unroll
-    for (int k = 0; k < KEEP; k++) {
-        const int vec = lane + lanes * k;
-        if (vec >= n_vec) break;
-        if (keeps) {
-            spread8(kept[0][0][vec], kept[0][1][vec], factor);
-            spread8(kept[1][0][vec], kept[1][1][vec], offset);
-        } else load8(gamma + vec * 8, factor), load8(beta + vec * 8, offset);
-#pragma unroll
-        for (int j = 0; j < ROWS; j++) {
-            load8(v[j][k].of, x);
-            finish(j, vec);
-        }
-    }
-    for (int vec = lane + lanes * KEEP; vec < n_vec; vec += lanes) {
-        load8(gamma + vec * 8, factor);
-        load8(beta + vec * 8, offset);
-#pragma unroll
-        for (int j = 0; j < ROWS; j++) {
-            load8(in[j] + vec * 8, x);
-            finish(j, vec);
-        }
-    }
+    if (a.act == CU_ACT_NONE) write([](float *) {});
+    else write([&](float *v) { act8(a.act, v); });
 }
 
-/* The lanes of a row: with KEEP vectors each, none of them idle at 40, 80 and 160. */
-int layer_lanes(const cu_apply_args &a) { return a.a.c <= 8 * 8 * KEEP ? 8 : a.a.c <= 16 * 8 * KEEP ? 16 : 32; }
-
-template <typename TI, typename TO>
-cudaError_t launch_layer(cu_order order, const cu_apply_args *args, int members, const cu_layer_norm_layout &l) {
+template <typename TI, typename TO> cudaError_t launch_layer(cu_order order, const cu_apply_args *args, int members) {
+    enum { MULTIPROCESSORS = 132 };
     const layer_args all = {*args, members_of(args, members)};
-    const int lanes = layer_lanes(*args), at_once = l.threads / lanes;
+    /* five vectors a lane at 40, 80 and 160 */
+    const int n_vec = args->a.c / 8, lanes = n_vec <= 40 ? 8 : n_vec <= 80 ? 16 : 32, kept = cu_ceil_div(n_vec, lanes);
     const int64_t rows = static_cast<int64_t>(args->a.h) * args->a.w * args->out.g * args->out.n;
-    const dim3 grid(static_cast<unsigned>((rows + at_once * l.rows - 1) / (at_once * l.rows)), members),
-        block(lanes, at_once);
-    if (l.rows == 2) return start(order, layer_kernel<TI, TO, 2>, grid, block, 0, all);
-    return start(order, layer_kernel<TI, TO, 1>, grid, block, 0, all);
+    auto bytes = [&](int threads) { return 2 * sizeof(float) * args->a.c + sizeof(TI) * 8 * kept * threads; };
+    /* A block for each multiprocessor or fewer, as large as that takes: those of the next launch, which come while this
+     * one runs, are then spread as evenly. */
+    int threads = LAYER_THREADS;
+    while (threads > 64 && rows * members * lanes < threads * MULTIPROCESSORS) threads /= 2;
+    while (threads > 32 && bytes(threads) > LAYER_LIMIT) threads /= 2;
+    void (*kernel)(const layer_args) = layer_kernel<TI, TO>;
+    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, LAYER_LIMIT);
+    if (e != cudaSuccess) return e;
+    const dim3 block(lanes, threads / lanes);
+    return start(order, kernel, dim3(static_cast<unsigned>((rows + block.y - 1) / block.y), members), block,
+                 bytes(threads), all);
 }
 
 /* ---- no norm: grid (vectors of an input row, input rows, g * n) */
@@ -355,32 +320,16 @@ cudaError_t cu_norm_stats(cu_order order, const cu_stats_args *args) {
     return start(order, stats_kernel<float>, grid, block, 0, *args);
 }
 
-cu_layer_norm_layout cu_layer_norm_lay_out(const cu_apply_args *args, int32_t n) {
-    /* Two rows of a lane share the factors that it reads, where there are warps enough without: 9 a multiprocessor. */
-    const int64_t rows = static_cast<int64_t>(args->a.h) * args->a.w * args->out.g * args->out.n * n,
-                  warps = rows * layer_lanes(*args) / 32;
-    return {args->a.half && warps >= 9 * 132 ? 2 : 1, 256};
-}
-
-cudaError_t cu_layer_norm_with(cu_order order, const cu_apply_args *args, int32_t n, const cu_layer_norm_layout *l) {
-    if (args->norm != CU_NORM_LAYER || n > CU_MAX_MEMBERS || l->threads > LAYER_THREADS || l->threads % 32)
-        return cudaErrorInvalidValue;
-    if (args->a.half)
-        return args->out.half ? launch_layer<__half, __half>(order, args, n, *l)
-                              : launch_layer<__half, float>(order, args, n, *l);
-    return args->out.half ? launch_layer<float, __half>(order, args, n, *l)
-                          : launch_layer<float, float>(order, args, n, *l);
-}
-
 cudaError_t cu_apply(cu_order order, const cu_apply_args *args, int32_t n) {
-    if (args->norm == CU_NORM_LAYER) {
-        const cu_layer_norm_layout l = cu_layer_norm_lay_out(args, n);
-        return cu_layer_norm_with(order, args, n, &l);
-    }
-    if (n != 1) return cudaErrorInvalidValue;
+    if (n > (args->norm == CU_NORM_LAYER ? CU_MAX_MEMBERS : 1)) return cudaErrorInvalidValue;
+    const bool layer = args->norm == CU_NORM_LAYER;
+    if (args->a.half && args->out.half)
+        return layer ? launch_layer<__half, __half>(order, args, n) : launch_apply<__half, __half>(order, *args);
     if (args->a.half)
-        return args->out.half ? launch_apply<__half, __half>(order, *args) : launch_apply<__half, float>(order, *args);
-    return args->out.half ? launch_apply<float, __half>(order, *args) : launch_apply<float, float>(order, *args);
+        return layer ? launch_layer<__half, float>(order, args, n) : launch_apply<__half, float>(order, *args);
+    if (args->out.half)
+        return layer ? launch_layer<float, __half>(order, args, n) : launch_apply<float, __half>(order, *args);
+    return layer ? launch_layer<float, float>(order, args, n) : launch_apply<float, float>(order, *args);
 }
 
 cudaError_t cu_probe(void) {
