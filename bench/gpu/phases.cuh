@@ -9,7 +9,7 @@
 #include "cuda/kernels.h"
 
 /* In a block's order, and what has happened then. The warp that copies weights: BARRIERS to WEIGHTS; the one that copies
- * the input: PREVIOUS to ASKED; thread 0, which multiplies: the others. */
+ * the input: PREVIOUS to ASKED; one that multiplies: the others. */
 #define PHASES(X)                                                                                                      \
     X(BEGIN, "begin")           /* the block's first instructions */                                                   \
     X(BARRIERS, "barriers")     /* are made */                                                                         \
@@ -19,8 +19,7 @@
     X(PREVIOUS, "previous")     /* the launch before is over */                                                        \
     X(INPUTS, "inputs")         /* of the first round are asked for */                                                 \
     X(ASKED, "asked")           /* the last copy is asked for */                                                       \
-    X(ROWS, "rows")             /* places in the output are known */                                                   \
-    X(TOGETHER, "together")     /* the others that multiply, too */                                                    \
+    X(TOGETHER, "together")     /* those that multiply know that barriers are made */                                  \
     X(FULL, "full")             /* the first boxes */                                                                  \
     X(MULTIPLIED, "multiplied") /* the last step's sums are done */                                                    \
     X(STORED, "stored")         /* sums are in shared memory, or sent */                                               \

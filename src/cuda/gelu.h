@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * x Phi(x) for results that are rounded to half, in some 15 instructions without a branch: erff, whose two polynomials a
- * warp runs one after the other, is most of what a GEGLU's epilogue does. erf by Abramowitz and Stegun 7.1.26 (within
+ * x Phi(x) for results that are rounded to half, in some 15 instructions without a branch: erff, whose two polynomials
+ * a warp runs one after the other, is most of what a GEGLU's epilogue does. erf by Abramowitz and Stegun 7.1.26 (within
  * 1.5e-7), taken as erfc, so that nothing cancels at large negative x. */
 #ifndef LW_CUDA_GELU_H
 #define LW_CUDA_GELU_H
@@ -10,16 +10,17 @@
 #include "cuda/tiles.h"
 
 CU_BOTH float cu_gelu(float x) {
-    const float z = fabsf(x) * 0.70710678f, d = 1.0f + 0.3275911f * z, log2e = 1.44269504f;
+    const float d = 1.0f + 0.3275911f * 0.70710678f * fabsf(x), power = x * x * (-0.5f * 1.44269504f);
 #ifdef __CUDA_ARCH__
     float t, e;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(t) : "f"(d));
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(-z * z * log2e));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(power));
 #else
-    const float t = 1.0f / d, e = exp2f(-z * z * log2e);
+    const float t = 1.0f / d, e = exp2f(power);
 #endif
-    const float p = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
-    return fmaxf(x, 0.0f) - 0.5f * fabsf(x) * (p * e);
+    const float p = /* half of the formula's */
+        t * (0.127414796f + t * (-0.142248368f + t * (0.7107068705f + t * (-0.7265760135f + t * 0.5307027145f))));
+    return fmaxf(x, 0.0f) - fabsf(x) * (p * e);
 }
 
 #endif

@@ -151,21 +151,24 @@ static inline bool cu_wgmma_tiling(cu_tiling *t, const cu_product_args *a, int32
     return flat;
 }
 
-/* How a block divides its shared memory: boxes of the input, then as many or more boxes of weights, then where the
- * parts of a split sum come. */
+/* How a block divides its shared memory: what cu_block_bytes counts; at the next multiple of 1 KB boxes of the input,
+ * then as many or more boxes of weights, then where the parts of a split sum come. */
 typedef struct cu_ring {
     int32_t boxes, weights;   /* of each */
-    int32_t box_bytes, parts; /* bytes of a box of the input, a multiple of 1024; where the parts begin */
-    int32_t bytes;
+    int32_t box_bytes, parts; /* bytes of a box of the input, a multiple of 1024; from the first box to the parts */
+    int32_t bytes;            /* in all */
 } cu_ring;
 
 /* A row of sums, or of a part, in shared memory: rows of a warp's accesses fall into different banks. */
 CU_BOTH int32_t cu_sums_row(int32_t columns) { return columns + 8; }
 
+/* What a block has before its boxes: a place for each row, four floats for each column, barriers. */
+CU_BOTH int32_t cu_block_bytes(int32_t rows, int32_t columns) { return rows * 16 + columns * 16 + CU_BARRIER_BYTES; }
+
 /* For tiles of rows x columns, `blocks` of them on a multiprocessor. */
 static inline cu_ring cu_ring_of(const cu_tiling *t, int32_t rows, int32_t columns, int32_t blocks, int32_t splits) {
     /* 1 KB is the system's, one goes for what begins at multiples of 1 KB */
-    const int32_t memory = 228 * 1024 / blocks - 2048 - rows * 16 - CU_BARRIER_BYTES,
+    const int32_t before = 1024 + cu_block_bytes(rows, columns), memory = 228 * 1024 / blocks - 1024 - before,
                   sums = rows * cu_sums_row(columns) * (splits > 1 ? 2 : 4), parts = splits > 1 ? sums : 0,
                   weights_bytes = columns * CU_CHUNK_BYTES;
     cu_ring r;
@@ -175,7 +178,7 @@ static inline cu_ring cu_ring_of(const cu_tiling *t, int32_t rows, int32_t colum
     r.weights = t->patch ? (memory - parts - r.boxes * r.box_bytes) / weights_bytes : r.boxes;
     if (r.weights > CU_RING_LIMIT) r.weights = CU_RING_LIMIT;
     r.parts = r.boxes * r.box_bytes + r.weights * weights_bytes;
-    r.bytes = 1024 + (parts ? r.parts + parts : r.parts > sums ? r.parts : sums);
+    r.bytes = before + (parts ? r.parts + parts : r.parts > sums ? r.parts : sums);
     return r;
 }
 

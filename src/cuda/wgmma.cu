@@ -3,10 +3,11 @@
  * (TMA) brings boxes of input and weights into shared memory by itself, zeros for padding included; the matrix unit
  * (wgmma) multiplies straight from there. tiles.h has all of the index arithmetic.
  *
- * A block is one tile of output: two warps that only start copies, one of the weights and one of the input, and 1 to 3
- * groups of four warps that multiply. They meet at two rings of boxes, each with a barrier "full" (its bytes have come)
- * and "empty" (its sums are done). A step of the sum is 64 channels of one tap: A [pixels][64], B [output
- * channels][64], both with the 128-byte swizzle; a box of the input is of one step, or a patch that serves all taps.
+ * A block is one tile of output: 1 to 3 groups of four warps that multiply, and four warps more, of which one copies
+ * weights, one the input, and two note where rows and columns of the tile are. They meet at two rings of boxes, each
+ * with a barrier "full" (its bytes have come) and "empty" (its sums are done). A step of the sum is 64 channels of one
+ * tap: A [pixels][64], B [output channels][64], both with the 128-byte swizzle; a box of the input is of one step, or a
+ * patch that serves all taps.
  *
  * Where there are too few tiles for the device (levels 2 and 3: 48 to 192 pixels, where reading the weights is all the
  * work), a cluster of 2 to 8 blocks splits the sum of one tile. Each sends its part, rounded to half, to where it is
@@ -25,7 +26,12 @@
  * A layer norm before a linear costs no launch: with W' = W gamma (by columns), W (norm(x)) is (W' x - mean W' 1) /
  * deviation + W beta. The groups that multiply sum each row and its squares out of the boxes as they come, about the
  * row's first value. Such sums are not split, for what is taken off again would be lost in parts of halves; nor are
- * those of gates, which would multiply what is lost. */
+ * those of gates, which would multiply what is lost.
+ *
+ * One kernel has all tiles, whose sizes it is told: what is not the sum itself is the same code for all of them. A
+ * network's launches are short and of many kinds, and a multiprocessor keeps some 128 KB of instructions; what a launch
+ * finds there of the one before it need not be fetched (docs/PERF.md). For the same reason loops are not unrolled but
+ * where the sum is made. */
 #include "cuda/gelu.h"
 #include "cuda/hopper.cuh"
 
@@ -49,6 +55,9 @@ struct member {
 struct launch_args {
     cu_tiling t;
     cu_ring ring;
+    int32_t rows, columns, groups;       /* of a tile; of four warps, 64 rows each */
+    int32_t weights_bytes, row;          /* of a box; values from a row of sums to the next (cu_sums_row) */
+    int32_t wide, lanes;                 /* columns of output of a tile; rows that the epilogue takes at a time */
     int32_t splits_bits;                 /* 2^splits_bits blocks have a part of the sum each */
     int32_t pair;                        /* 1: tiles of pixels y and y ^ 1 share weights; else 0 */
     int32_t steps;                       /* t.steps, and those of the shortcut: */
@@ -57,75 +66,66 @@ struct launch_args {
     int32_t channels;                    /* of the input; read where the rows are normed, as: */
     float eps;
     cu_divider by_picture, by_w, by_n; /* of the output: pixels, pixels of a row, n */
+    cu_divider by_lanes;               /* threads of the epilogue that have two rows */
     member of[CU_MAX_MEMBERS];
 };
 
-template <int M, int BN, int BLOCKS> struct shape {
-    static const int BM = M, GROUPS = BM / 64;
-    static const int THREADS = GROUPS * 128 + 64;
-    static const int ALLOCATED = GROUPS * 128 + 128; /* registers are given to four warps at a time */
-    static const int WEIGHTS = BN * CU_CHUNK_BYTES;  /* bytes of a box of them */
-    static const int ROW = BN + 8; /* cu_sums_row; behind a normed row's: its mean and 1 / deviation */
-    static const int REGISTERS = 65536 / (ALLOCATED * BLOCKS); /* of a thread, at most */
-    static_assert(REGISTERS >= 80, "the epilogue takes two rows at a time");
-    static_assert(WEIGHTS / 2 % 1024 == 0 && ROW * 2 % 16 == 0,
-                  "operands begin at the swizzle's period, parts at vectors");
-};
-
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-/* Read in place of vectors that there are not: no branch, so that several reads are under way at once. (Reads under a
- * predicate of inline PTX came out with another's predicate in one kernel of CUDA 13.0.) */
-__device__ const float no_columns[8] = {};
-#endif
+/* NARROW: the most columns of a sum that the registers of MOST_THREADS have room for; registers are given to four warps
+ * at a time. */
+enum { NARROW = 160, MOST_THREADS = 512, WIDE_THREADS = 384, MOST_SHARED = 227 * 1024 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/* ---- clusters */
+/* ---- a block */
 
-/* Which part of its tile's sum this block has, and the first of the blocks of this cluster that have its tile. */
-CU_DEVICE int my_part(const launch_args &a) { return blockIdx.x & ((1 << a.splits_bits) - 1); }
-CU_DEVICE int first_part(const launch_args &a) { return (blockIdx.y & a.pair) << a.splits_bits; }
-CU_DEVICE bool in_cluster(const launch_args &a) { return a.pair || a.splits_bits; }
-
-/* Threads of the epilogue, as the columns of a tile divide them: each keeps to 8. Two beside each other have the same
- * columns of two rows. */
-template <typename R, int BN, bool GATED> struct lanes {
-    static const int WIDE = GATED ? BN / 2 : BN, VECTORS = WIDE / 8, LANES = R::THREADS / (2 * VECTORS) * 2;
-    CU_DEVICE int vector() { return threadIdx.x / 2 % VECTORS; }
-    CU_DEVICE int lane() { return threadIdx.x / (2 * VECTORS) * 2 + threadIdx.x % 2; }
+/* Its part of a sum, and its shared memory. */
+struct work {
+    int4 *places;        /* of each row: row_place */
+    float *vectors;      /* of each column: bring_columns */
+    unsigned char *sums; /* begin where the boxes do */
+    uint32_t boxes, weights;
+    uint32_t full, empty, box_full, box_empty, came; /* barriers */
+    cu_place origin;
+    int tile, begin, n_steps, rank; /* rank: which of the sum's parts */
 };
 
-/* 8 sums at `from` of this block. Of two threads beside each other, whose rows are, one begins with the second half: so
- * no two of eight need the same bank. */
-CU_DEVICE void own_sums(const float *from, float v[8]) {
-    const int turn = threadIdx.x % 2 * 4;
-    const float4 first = *reinterpret_cast<const float4 *>(from + turn),
-                 second = *reinterpret_cast<const float4 *>(from + (turn ^ 4)), low = turn ? second : first,
-                 high = turn ? first : second;
-    spread8(low, high, v);
+/* The first four warps do not multiply: one copies weights, one the input, two note where the tile's rows and columns
+ * are. Where the others begin is a number that the compiler knows: else it finds that lanes might part there, and has
+ * the matrix unit wait for each of its instructions (C7518). */
+enum { WEIGHTS_WARP, INPUT_WARP, FIRST_NOTING_WARP, FIRST_GROUP_WARP = 4 };
+CU_DEVICE int threads_of(const launch_args &a) { return FIRST_GROUP_WARP * 32 + a.groups * 128; }
+/* Of those that multiply. */
+CU_DEVICE int group_thread() { return threadIdx.x - FIRST_GROUP_WARP * 32; }
+CU_DEVICE bool in_cluster(const launch_args &a) { return a.pair || a.splits_bits; }
+/* The first of the blocks of this cluster that have this one's tile. */
+CU_DEVICE int first_part(const launch_args &a) { return (blockIdx.y & a.pair) << a.splits_bits; }
+
+CU_DEVICE work work_of(const launch_args &a, unsigned char *shared) {
+    const uint32_t base = shared_address(shared), bars = base + a.rows * 16 + a.columns * 16,
+                   boxes = (bars + CU_BARRIER_BYTES + 1023u) & ~1023u;
+    const int rank = blockIdx.x & ((1 << a.splits_bits) - 1), begin = cu_part_begin(a.steps, rank, a.splits_bits);
+    return {reinterpret_cast<int4 *>(shared),
+            reinterpret_cast<float *>(shared + a.rows * 16),
+            shared + (boxes - base),
+            boxes,
+            boxes + a.ring.boxes * a.ring.box_bytes,
+            bars,
+            bars + CU_RING_LIMIT * 8,
+            bars + CU_RING_LIMIT * 16,
+            bars + (CU_RING_LIMIT * 2 + CU_PATCHES) * 8,
+            bars + (CU_RING_LIMIT + CU_PATCHES) * 16,
+            cu_tile_origin(&a.t, blockIdx.y),
+            static_cast<int>(blockIdx.x >> a.splits_bits),
+            begin,
+            cu_part_begin(a.steps, rank + 1, a.splits_bits) - begin,
+            rank};
 }
 
-/* The same of `parts` parts, `apart` behind each other, added up in order; that of number `rank` is this block's `own`.
- */
-CU_DEVICE void add_parts(const __half *from, int apart, int parts, int rank, const __half *own, float v[8]) {
-#pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = 0;
-    for (int part = 0; part < parts; part += 2) {
-        uint4 two[2];
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-            two[i] = *reinterpret_cast<const uint4 *>(part + i == rank ? own : from + (part + i) * apart);
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const __half2 *halves = reinterpret_cast<const __half2 *>(&two[i]);
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                const float2 f = __half22float2(halves[k]);
-                v[2 * k] += f.x, v[2 * k + 1] += f.y;
-            }
-        }
-    }
-}
+/* Barriers of hardware that warps meet at; the first is __syncthreads'. */
+enum meeting {
+    BARRIERS = 1, /* the two warps that copy: barriers are made */
+    BEGIN,        /* those that multiply: so they are */
+};
 
 /* ---- layer norm */
 
@@ -157,7 +157,7 @@ CU_DEVICE void add_values(row_sum &s, uint32_t stage, int row, int half, int c, 
 }
 
 /* Two threads share a row of their group. */
-CU_DEVICE int norm_row() { return threadIdx.x / 2; }
+CU_DEVICE int norm_row() { return group_thread() / 2; }
 
 /* Mean and squares about it of count values, merged with another's. */
 CU_DEVICE void merge(float &mean, float &squares, float &count, float mean2, float squares2, float count2) {
@@ -196,42 +196,48 @@ CU_DEVICE int4 row_place(const launch_args &a, const member &m, cu_place origin,
                      static_cast<int>(view_at(m.epi.residual, g, n, h, w) / 8));
 }
 
-CU_DEVICE void load8_if(const float *p, int c, float v[8]) { load8(p ? p + c : no_columns, v); }
-
-/* The epilogue's vectors are read once a step of the sampler and lie in the device's memory: on their way to the
- * level-2 cache while the sums are made. A thread for each 8 columns. */
-template <int BN> CU_DEVICE void prefetch_columns(const member &a, int gates, int tile) {
-    const int wide = gates ? BN / 2 : BN, at = threadIdx.x * 8, gate = at >= wide, own = tile * wide + at - gate * wide;
-    if (at >= BN || own >= a.out.c) return;
-    const int c = own + gate * gates;
-    if (a.epi.bias) prefetch(a.epi.bias + c);
-    if (a.shortcut_bias) prefetch(a.shortcut_bias + c);
-    if (a.folded) {
-        prefetch(a.folded + 2 * c);
-        prefetch(a.folded + 2 * c + 8);
+/* The vectors of a tile's columns are read once a step of the sampler and lie in the device's memory: on their way to
+ * shared memory while sums are made. Of weight rows, so that gates are behind their values: biases, the shortcut's
+ * biases, a norm's pairs. */
+CU_DEVICE void bring_columns(const launch_args &a, const member &m, const work &w, int first, int threads) {
+    const int n = a.columns;
+#pragma unroll 1
+    for (int at = first; at < n; at += threads) {
+        const int gate = at >= a.wide, own = w.tile * a.wide + at - gate * a.wide, real = own < m.out.c,
+                  c = real ? own + gate * a.gates : 0;
+        if (m.epi.bias) copy_some<4>(w.vectors + at, m.epi.bias + c, real);
+        if (m.shortcut_bias) copy_some<4>(w.vectors + n + at, m.shortcut_bias + c, real);
+        if (m.folded) copy_some<8>(w.vectors + 2 * n + 2 * at, m.folded + 2 * c, real);
     }
+    copy_commit();
 }
 
-/* What the epilogue adds to 8 channels from c on of pixels of (g, n), and the sums of weight rows that a norm's mean is
- * taken off by. */
-CU_DEVICE void load_columns(const member &a, int c, int g, int n, float add[8], float sums[8]) {
-    const cu_view &addend = a.epi.addend;
-    float t[8], shortcut[8];
-    load8_if(a.epi.bias, c, add);
-    load8_if(a.shortcut_bias, c, shortcut);
+CU_DEVICE void add8(float to[8], const float v[8]) {
 #pragma unroll
-    for (int i = 0; i < 8; i++) sums[i] = 0;
+    for (int i = 0; i < 8; i++) to[i] += v[i];
+}
+
+/* What the epilogue adds to 8 channels from c on, columns `at` of the tile, of pixels of (g, n), and the sums of weight
+ * rows that a norm's mean is taken off by. */
+CU_DEVICE void load_columns(const float *vectors, int n_columns, const member &a, int at, int c, int g, int n,
+                            float add[8], float sums[8]) {
+    const cu_view &addend = a.epi.addend;
+    float t[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) add[i] = sums[i] = 0;
+    if (a.epi.bias) load8(vectors + at, add);
     if (addend.p) {
         load8_as(addend, g * addend.sg + n * addend.sn + c, t);
-#pragma unroll
-        for (int i = 0; i < 8; i++) add[i] += t[i];
+        add8(add, t);
     }
-#pragma unroll
-    for (int i = 0; i < 8; i++) add[i] += shortcut[i];
+    if (a.shortcut_bias) {
+        load8(vectors + n_columns + at, t);
+        add8(add, t);
+    }
     if (a.folded)
 #pragma unroll
         for (int half = 0; half < 8; half += 4) {
-            load8(a.folded + 2 * (c + half), t);
+            load8(vectors + 2 * (n_columns + at + half), t);
 #pragma unroll
             for (int i = 0; i < 4; i++) sums[half + i] = t[2 * i], add[half + i] += t[2 * i + 1];
         }
@@ -242,109 +248,117 @@ template <bool GATED> struct columns {
     int g = -1, n = -1;
     float add[8], minus[8], gate_add[8], gate_minus[8], scale = 1;
 
-    __device__ __forceinline__ void load(const member &a, int gates, int c, int4 place) {
+    __device__ __forceinline__ void load(const launch_args &all, const member &a, const float *vectors, int at, int c,
+                                         int4 place) {
         if (place.x == g && place.y == n) return; /* a tile has pixels of few (g, n) */
         g = place.x, n = place.y;
-        load_columns(a, c, g, n, add, minus);
-        if (GATED) load_columns(a, gates + c, g, n, gate_add, gate_minus);
+        load_columns(vectors, all.columns, a, at, c, g, n, add, minus);
+        if (GATED) load_columns(vectors, all.columns, a, all.wide + at, all.gates + c, g, n, gate_add, gate_minus);
         if (a.epi.scale) scale = a.epi.scale[g * a.epi.scale_sg + n * a.epi.scale_sn];
     }
 };
 
-/* Rows that a thread takes at a time: as many as it has registers for, of as few rounds where it has all of them. */
-template <typename R, typename L, bool GATED> struct batch {
-    static const int EACH = (R::BM + L::LANES - 1) / L::LANES, MOST = R::REGISTERS / (GATED ? 80 : 32),
-                     ROUNDS = (EACH + MOST - 1) / MOST, SIZE = (EACH + ROUNDS - 1) / ROUNDS;
-};
+/* 8 sums at `from` of this block. Of two threads beside each other, whose rows are, one begins with the second half: so
+ * no two of eight need the same bank. */
+CU_DEVICE void own_sums(const float *from, float v[8]) {
+    const int turn = threadIdx.x % 2 * 4;
+    const float4 first = *reinterpret_cast<const float4 *>(from + turn),
+                 second = *reinterpret_cast<const float4 *>(from + (turn ^ 4)), low = turn ? second : first,
+                 high = turn ? first : second;
+    spread8(low, high, v);
+}
 
-/* `rows` rows of the tile from row0 on: sums, which are this block's of all rows, epilogue, output. A thread takes some
- * rows at a time, so that what it reads of memory is under way at once; for the first ones, while the sums come. SPLIT:
- * `parts` are those of these rows from the other blocks, there when `came` says so. */
-template <typename R, int BN, bool SPLIT, bool GATED>
-CU_DEVICE void finish_rows(const launch_args &all, const member &a, const void *sums, const __half *parts,
-                           uint32_t came, const int4 *places, int c, int row0, int rows) {
-    typedef lanes<R, BN, GATED> L;
-    const int BATCH = SPLIT ? 1 : batch<R, L, GATED>::SIZE, col = L::vector() * 8, lane = L::lane();
-    const bool mine = lane < min(L::LANES, rows) && c < a.out.c;
-    const __half *residual = static_cast<const __half *>(a.epi.residual.p);
-    int4 at[BATCH];
-    uint4 more[BATCH];
-    columns<GATED> vectors;
-    auto read = [&](int begin) {
+/* The same of `parts` parts, `apart` behind each other, added up in order; that of number `rank` is this block's `own`.
+ */
+CU_DEVICE void add_parts(const __half *from, int apart, int parts, int rank, const __half *own, float v[8]) {
+    float t[8];
 #pragma unroll
-        for (int k = 0; k < BATCH; k++) {
-            const int row = begin + k * L::LANES;
-            at[k] = row < rows ? places[row0 + row] : make_int4(-1, 0, 0, 0);
-            if (residual && at[k].x >= 0)
-                more[k] = *reinterpret_cast<const uint4 *>(residual + static_cast<int64_t>(at[k].w) * 8 + c);
-        }
-    };
-    if (mine) {
-        read(lane);
-        if (at[0].x >= 0) vectors.load(a, all.gates, c, at[0]);
-    }
-    __syncthreads();
-    if (SPLIT) {
-        barrier_wait(came, 0);
-        cluster_arrive();
-    }
-    CU_PHASE(MET, threadIdx.x == 0);
-    if (!mine) return;
-    for (int begin = lane; begin < rows; begin += L::LANES * BATCH) {
-        float v[BATCH][8], gate[BATCH][8];
-        if (begin > lane) read(begin);
-#pragma unroll
-        for (int k = 0; k < BATCH; k++) {
-            if (at[k].x < 0) continue;
-            const int from = (begin + k * L::LANES) * R::ROW + col;
-            if (SPLIT) {
-                add_parts(parts + from, rows * R::ROW, 1 << all.splits_bits, my_part(all),
-                          static_cast<const __half *>(sums) + row0 * R::ROW + from, v[k]);
-            } else {
-                own_sums(static_cast<const float *>(sums) + from, v[k]);
-                if (GATED) own_sums(static_cast<const float *>(sums) + from + L::WIDE, gate[k]);
-            }
-        }
-#pragma unroll
-        for (int k = 0; k < BATCH; k++) {
-            if (at[k].x < 0) continue;
-            vectors.load(a, all.gates, c, at[k]);
-            float mean = 0, rstd = 1;
-            if (!SPLIT && a.folded) {
-                const float *moments = static_cast<const float *>(sums) + (begin + k * L::LANES) * R::ROW + BN;
-                mean = moments[0], rstd = moments[1];
-            }
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                v[k][i] = (v[k][i] - mean * vectors.minus[i]) * rstd + vectors.add[i];
-                if (GATED) v[k][i] *= cu_gelu((gate[k][i] - mean * vectors.gate_minus[i]) * rstd + vectors.gate_add[i]);
-            }
-            if (!GATED) act8(a.epi.act, v[k]);
-            if (a.epi.scale)
-#pragma unroll
-                for (int i = 0; i < 8; i++) v[k][i] *= vectors.scale;
-            if (residual) {
-                const __half2 *halves = reinterpret_cast<const __half2 *>(&more[k]);
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const float2 f = __half22float2(halves[i]);
-                    v[k][2 * i] += f.x, v[k][2 * i + 1] += f.y;
-                }
-            }
-            store8(static_cast<__half *>(a.out.p) + static_cast<int64_t>(at[k].z) * 8 + c, v[k]);
-        }
+    for (int i = 0; i < 8; i++) v[i] = 0;
+#pragma unroll 1
+    for (int part = 0; part < parts; part++, from += apart) {
+        load8(part == rank ? own : from, t);
+        add8(v, t);
     }
 }
 
-/* All threads, when this block's sums are in its shared memory, or on their way to where they are added up. */
-template <typename R, int BN, bool SPLIT, bool GATED>
-CU_DEVICE void finish(const launch_args &all, const member &a, const unsigned char *sums, uint32_t came,
-                      const int4 *places, int tile) {
-    typedef lanes<R, BN, GATED> L;
-    const int c = tile * L::WIDE + L::vector() * 8, rows = SPLIT ? R::BM >> all.splits_bits : R::BM;
-    finish_rows<R, BN, SPLIT, GATED>(all, a, sums, reinterpret_cast<const __half *>(sums + all.ring.parts), came,
-                                     places, c, SPLIT ? my_part(all) * rows : 0, rows);
-    CU_PHASE(FINISHED, threadIdx.x == 0);
+/* Sums, which are this block's of all rows, to the output, through the epilogue. Threads keep to 8 columns each; two
+ * beside each other have the same ones of two rows. SPLIT: of this block's share of the rows, with the other blocks'
+ * parts, when they have come. ACTS: with an activation, which few products have and which is long. Residuals are on
+ * their way for AHEAD rows, as many as most threads have, while the sums come. */
+template <bool SPLIT, bool GATED, bool ACTS>
+CU_DEVICE void finish(const launch_args &all, const member &a, const work &w) {
+    enum { AHEAD = 4 };
+    const int rows = all.rows >> all.splits_bits, row0 = SPLIT ? w.rank * rows : 0;
+    int rest = threadIdx.x;
+    const int lane = cu_divide_rest(&all.by_lanes, &rest) * 2 + threadIdx.x % 2, col = rest / 2 * 8,
+              c = w.tile * all.wide + col;
+    const bool mine = lane < all.lanes && c < a.out.c;
+    const __half *residual = static_cast<const __half *>(a.epi.residual.p),
+                 *parts = reinterpret_cast<const __half *>(w.sums + all.ring.parts);
+    const int4 *places = w.places + row0;
+    uint4 more[AHEAD] = {};
+    columns<GATED> vectors;
+    auto read = [&](uint4 &to, int row) {
+        if (residual && row < rows && places[row].x >= 0)
+            to = *reinterpret_cast<const uint4 *>(residual + static_cast<int64_t>(places[row].w) * 8 + c);
+    };
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++)
+        if (mine) read(more[i], lane + i * all.lanes);
+    copy_wait<0>(); /* of columns */
+    __syncthreads();
+    if (SPLIT) {
+        barrier_wait(w.came, 0);
+        cluster_arrive();
+    }
+    CU_PHASE(MET, group_thread() == 0);
+#pragma unroll 1
+    for (int row = lane; mine && row < rows; row += all.lanes) {
+        const int4 at = places[row];
+        const int from = row * all.row + col;
+        float v[8], gate[8];
+        if (at.x >= 0) {
+            if (SPLIT) {
+                add_parts(parts + from, rows * all.row, 1 << all.splits_bits, w.rank,
+                          reinterpret_cast<const __half *>(w.sums) + row0 * all.row + from, v);
+            } else {
+                own_sums(reinterpret_cast<const float *>(w.sums) + from, v);
+                if (GATED) own_sums(reinterpret_cast<const float *>(w.sums) + from + all.wide, gate);
+            }
+            vectors.load(all, a, w.vectors, col, c, at);
+            if (!SPLIT && a.folded) {
+                const float *moments = reinterpret_cast<const float *>(w.sums) + row * all.row + all.columns;
+                const float mean = moments[0], rstd = moments[1];
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    v[i] = (v[i] - mean * vectors.minus[i]) * rstd;
+                    if (GATED) gate[i] = (gate[i] - mean * vectors.gate_minus[i]) * rstd;
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                v[i] += vectors.add[i];
+                if (GATED) v[i] *= cu_gelu(gate[i] + vectors.gate_add[i]);
+            }
+            if (ACTS) act8(a.epi.act, v);
+            if (a.epi.scale)
+#pragma unroll
+                for (int i = 0; i < 8; i++) v[i] *= vectors.scale;
+            if (residual) {
+                const __half2 *halves = reinterpret_cast<const __half2 *>(&more[0]);
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const float2 f = __half22float2(halves[i]);
+                    v[2 * i] += f.x, v[2 * i + 1] += f.y;
+                }
+            }
+            store8(static_cast<__half *>(a.out.p) + static_cast<int64_t>(at.z) * 8 + c, v);
+        }
+#pragma unroll
+        for (int i = 0; i + 1 < AHEAD; i++) more[i] = more[i + 1];
+        read(more[AHEAD - 1], row + AHEAD * all.lanes);
+    }
+    CU_PHASE(FINISHED, group_thread() == 0);
     if (SPLIT) cluster_wait(); /* no block ends while its parts are on their way */
 }
 
@@ -377,51 +391,39 @@ CU_DEVICE void next_operands(const launch_args &a, const member &m, cu_place ori
     } else s = shortcut_operands(a, m, origin, step);
 }
 
-/* A block's part of the sum, and its shared memory. */
-struct work {
-    uint32_t boxes, weights;
-    uint32_t full, empty, box_full, box_empty, came; /* barriers */
-    cu_place origin;
-    int tile, begin, n_steps;
-};
-
-/* Barriers of hardware that warps meet at; the first is __syncthreads'. */
-enum meeting {
-    BARRIERS = 1, /* the two warps that copy: barriers are made */
-    BEGIN,        /* those that multiply: so they are */
-};
-
-/* The two warps that copy, all their lanes along, so that what they know is uniform; one acts. Each makes barriers. */
+/* The two warps that copy, all their lanes along, so that what they know is uniform; one acts. Each makes barriers.
+ * What they do for a step the matrix unit may wait for. */
 
 /* Copies weights: those of the ring's first round before the others are there. */
-template <typename R> CU_DEVICE void bring_weights(const launch_args &a, const member &m, const work &w) {
+CU_DEVICE void bring_weights(const launch_args &a, const member &m, const work &w) {
     const bool acts = elect_one();
     if (acts) {
 #pragma unroll
         for (int i = 0; i < CU_RING_LIMIT; i++) {
             barrier_init(w.full + i * 8, a.t.patch ? 1 : 2);
-            barrier_init(w.empty + i * 8, R::GROUPS * 4 << a.pair);
+            barrier_init(w.empty + i * 8, a.groups * 4 << a.pair);
         }
         barriers_made();
     }
     __syncwarp();
     warps_meet(BARRIERS, 64);
-    warps_pass(BEGIN, R::THREADS);
+    warps_pass(BEGIN, threads_of(a) - 64);
     if (in_cluster(a)) cluster_arrive();
     CU_PHASE(BARRIERS, acts);
-    const int row0 = cu_weight_row(w.tile, R::WEIGHTS / CU_CHUNK_BYTES, a.gates, 0),
-              row1 = cu_weight_row(w.tile, R::WEIGHTS / CU_CHUNK_BYTES, a.gates, 1);
-    const uint32_t full = uniform(w.full), to = uniform(w.weights);
+    const uint32_t full = uniform(w.full), to = uniform(w.weights), bytes = uniform(a.weights_bytes);
+    const int row0 = uniform(cu_weight_row(w.tile, a.columns, a.gates, 0)),
+              row1 = uniform(cu_weight_row(w.tile, a.columns, a.gates, 1));
     operands s = first_operands(a, m, w.origin, w.begin);
     CU_PHASE(OPERANDS, acts);
     const bool halves = a.gates || a.pair;
     auto copy = [&](int at) {
-        const uint32_t bar = full + at * 8;
-        barrier_expect(bar, R::WEIGHTS);
-        copy_weights(to + at * R::WEIGHTS, s.weights, bar, s.column, s.in.tap, row0);
-        if (halves) copy_weights(to + at * R::WEIGHTS + R::WEIGHTS / 2, s.weights, bar, s.column, s.in.tap, row1);
+        const uint32_t bar = full + at * 8, there = to + at * bytes;
+        barrier_expect(bar, bytes);
+        copy_weights(there, s.weights, bar, s.column, s.in.tap, row0);
+        if (halves) copy_weights(there + bytes / 2, s.weights, bar, s.column, s.in.tap, row1);
     };
     const int ring = uniform(a.ring.weights), n_steps = uniform(w.n_steps), first = min(n_steps, ring);
+#pragma unroll 1
     for (int i = 0; i < first; i++) {
         if (i) next_operands(a, m, w.origin, w.begin + i, s);
         if (acts) copy(i);
@@ -431,10 +433,11 @@ template <typename R> CU_DEVICE void bring_weights(const launch_args &a, const m
     next_launch_may_start();
     __syncwarp();
     if (in_cluster(a)) cluster_wait(); /* the other blocks' barriers are there */
-    const int half = blockIdx.y & a.pair, my_row = half ? row1 : row0, rank = my_part(a);
-    const uint16_t both = static_cast<uint16_t>((1 << rank) | (1 << rank << (1 << a.splits_bits)));
+    const int half = blockIdx.y & a.pair, my_row = half ? row1 : row0;
+    const uint16_t both = static_cast<uint16_t>((1 << w.rank) | (1 << w.rank << (1 << a.splits_bits)));
     const uint32_t empty = uniform(w.empty);
     position k;
+#pragma unroll 1
     for (int i = first; i < n_steps; i++, k.next(ring)) {
         next_operands(a, m, w.origin, w.begin + i, s);
         barrier_wait(empty + k.at * 8, k.parity);
@@ -443,71 +446,81 @@ template <typename R> CU_DEVICE void bring_weights(const launch_args &a, const m
             copy(k.at);
             continue;
         }
-        barrier_expect(full + k.at * 8, R::WEIGHTS);
-        copy_weights_to(to + k.at * R::WEIGHTS + half * (R::WEIGHTS / 2), s.weights, full + k.at * 8, s.column,
-                        s.in.tap, my_row, both);
+        barrier_expect(full + k.at * 8, bytes);
+        copy_weights_to(to + k.at * bytes + half * (bytes / 2), s.weights, full + k.at * 8, s.column, s.in.tap, my_row,
+                        both);
     }
 }
 
 /* Copies the input, which the launch before may write. A box of one step goes with the step's weights: its barriers are
  * theirs. */
-template <typename R> CU_DEVICE void bring_input(const launch_args &a, const member &m, const work &w) {
+CU_DEVICE void bring_input(const launch_args &a, const member &m, const work &w) {
     const bool acts = elect_one();
     if (acts) {
         prefetch_map(&m.input);
 #pragma unroll
         for (int i = 0; i < CU_PATCHES; i++) {
             barrier_init(w.box_full + i * 8, 1);
-            barrier_init(w.box_empty + i * 8, R::GROUPS * 4);
+            barrier_init(w.box_empty + i * 8, a.groups * 4);
         }
         barrier_init(w.came, 1);
         barriers_made();
-        if (a.splits_bits) barrier_expect(w.came, (R::BM - (R::BM >> a.splits_bits)) * R::ROW * 2);
+        if (a.splits_bits)
+            barrier_expect(w.came, (a.rows - (a.rows >> a.splits_bits)) * a.row * static_cast<int>(sizeof(__half)));
     }
     __syncwarp();
-    warps_pass(BEGIN, R::THREADS);
+    warps_meet(BARRIERS, 64);
+    warps_pass(BEGIN, threads_of(a) - 64);
     if (in_cluster(a)) cluster_arrive();
-    const uint32_t full = uniform(a.t.patch ? w.box_full : w.full), empty = uniform(a.t.patch ? w.box_empty : w.empty),
+    const bool patch = a.t.patch;
+    const uint32_t full = uniform(patch ? w.box_full : w.full), empty = uniform(patch ? w.box_empty : w.empty),
                    to = uniform(w.boxes), box_bytes = uniform(a.ring.box_bytes);
     const int bytes = uniform(a.t.box_rows * CU_CHUNK_BYTES), ring = uniform(a.ring.boxes),
               n_steps = uniform(w.n_steps);
     operands s = first_operands(a, m, w.origin, w.begin);
-    warps_meet(BARRIERS, 64);
     next_launch_may_start();
     previous_launch_wait();
     CU_PHASE(PREVIOUS, acts);
     position k;
     int box = 0;
+#pragma unroll 1
     for (int i = 0; i < n_steps; i++) {
         if (i) next_operands(a, m, w.origin, w.begin + i, s);
         if (i && !cu_begins_box(&a.t, &s.in)) continue;
-        if (box == ring) CU_PHASE(INPUTS, acts);
+        if (box == ring) {
+            CU_PHASE(INPUTS, acts);
+            /* Those that multiply wait for the other blocks before they give a box back, and compute-sanitizer lets
+             * none pass before all wait. */
+            if (in_cluster(a)) cluster_wait();
+        }
         if (box++ >= ring) barrier_wait(empty + k.at * 8, k.parity ^ 1);
         if (acts) {
             const uint32_t bar = full + k.at * 8;
             barrier_expect(bar, bytes);
-            copy_box(to + k.at * box_bytes, s.input, bar, s.in.c, s.in.x, a.t.patch ? w.origin.n : s.in.y,
-                     a.t.patch ? s.in.y : w.origin.n);
+            copy_box(to + k.at * box_bytes, s.input, bar, s.in.c, s.in.x, patch ? w.origin.n : s.in.y,
+                     patch ? s.in.y : w.origin.n);
         }
         k.next(ring);
     }
     CU_PHASE(ASKED, acts);
     __syncwarp();
-    if (in_cluster(a)) cluster_wait();
+    if (in_cluster(a) && box <= ring) cluster_wait();
 }
 
 /* ---- sums */
 
 /* What a group of four warps does: its rows' sums, and if they are normed the rows' values too. What comes between two
- * steps the matrix unit waits for: where the next one's operands are is known before. */
-template <typename R, int BN, bool PATCH, bool NORMED>
-CU_DEVICE void multiply(const launch_args &a, const work &w, float (&d)[1][BN / 2], row_sum &sum) {
+ * steps the matrix unit waits for: where the next one's operands are is known before. s: the first step, of a patch. */
+template <int BN, bool PATCH, bool NORMED>
+CU_DEVICE void multiply(const launch_args &a, const work &w, cu_step s, float (&d)[1][BN / 2], row_sum &sum) {
+    static_assert(BN * CU_CHUNK_BYTES / 2 % 1024 == 0, "operands begin at the swizzle's period");
+    const int WEIGHTS = BN * CU_CHUNK_BYTES;
 #pragma unroll
     for (int v = 0; v < BN / 2; v++) d[0][v] = 0;
     const int lane = threadIdx.x % 32, n_steps = uniform(w.n_steps), own = uniform(a.t.steps - w.begin);
     const uint32_t full = uniform(w.full), box_full = uniform(w.box_full), box_bytes = uniform(a.ring.box_bytes),
                    ring = uniform(a.ring.weights), group_bytes = (PATCH ? a.t.group_rows : 8) * CU_CHUNK_BYTES,
-                   mine = uniform(w.boxes + threadIdx.x / 128 * 8 * group_bytes);
+                   mine = uniform(w.boxes + group_thread() / 128 * 8 * group_bytes);
     const uint64_t first = cu_operand_of(mine, group_bytes), weights = cu_operand(uniform(w.weights)),
                    inputs = static_cast<uint64_t>(uniform(static_cast<uint32_t>(first >> 32))) << 32 |
                             uniform(static_cast<uint32_t>(first));
@@ -518,20 +531,18 @@ CU_DEVICE void multiply(const launch_args &a, const work &w, float (&d)[1][BN / 
     auto give_back = [&](int step, uint32_t at) {
         if (step < 0 || step + static_cast<int>(ring) >= n_steps) return;
         if (a.pair) {
-            if (lane < 2) barrier_arrive_at(w.empty + at * 8, my_part(a) + (lane << a.splits_bits));
+            if (lane < 2) barrier_arrive_at(w.empty + at * 8, w.rank + (lane << a.splits_bits));
         } else if (lane == 0) barrier_arrive(w.empty + at * 8);
     };
-    cu_step s = {};
-    if (PATCH) s = w.begin < a.t.steps ? cu_step_at(&a.t, w.origin, w.begin) : cu_shortcut_step(&a.t, w.origin, 0);
-    if (in_cluster(a)) cluster_wait(); /* the other blocks' barriers are there */
-    CU_PHASE(FULL, (barrier_wait(full, 0), PATCH ? barrier_wait(box_full, 0) : void(), threadIdx.x == 0));
+    CU_PHASE(FULL, (barrier_wait(full, 0), PATCH ? barrier_wait(box_full, 0) : void(), group_thread() == 0));
     position k, box;
     uint32_t last = 0, before = 0, at = s.row * CU_CHUNK_BYTES; /* last: where weights of the step before are */
     bool begins = PATCH;
+#pragma unroll 1
     for (int i = 0; i < n_steps; i++) {
         barrier_wait(full + k.at * 8, k.parity);
         if (begins) barrier_wait(box_full + box.at * 8, box.parity);
-        ask_step<1, BN>(d, further(inputs, at), further(weights, k.at * R::WEIGHTS));
+        ask_step<1, BN>(d, further(inputs, at), further(weights, k.at * WEIGHTS));
         if (NORMED)
             add_values(sum, mine + at, norm_row() % 64, threadIdx.x % 2, (w.begin + i) * CU_CHUNK, a.channels, i == 0);
         const bool began = begins && i;
@@ -553,112 +564,124 @@ CU_DEVICE void multiply(const launch_args &a, const work &w, float (&d)[1][BN / 
     }
     sums_wait<0>();
     sums_pin(d[0]);
-    CU_PHASE(MULTIPLIED, threadIdx.x == 0);
+    CU_PHASE(MULTIPLIED, group_thread() == 0);
 }
 
 CU_DEVICE void store2(float *to, float x, float y) { *reinterpret_cast<float2 *>(to) = make_float2(x, y); }
 CU_DEVICE void store2(__half *to, float x, float y) { *reinterpret_cast<__half2 *>(to) = __floats2half2_rn(x, y); }
 
 /* A group's sums to shared memory. */
-template <typename R, int BN, typename T> CU_DEVICE void store_sums(const float (&d)[1][BN / 2], T *sums) {
+template <int BN, typename T> CU_DEVICE void store_sums(const float (&d)[1][BN / 2], T *sums) {
+    T *to = sums + (group_thread() / 128 * 64 + cu_sum_row(threadIdx.x % 128, 0)) * cu_sums_row(BN) +
+            cu_sum_column(threadIdx.x % 128, 0);
 #pragma unroll
-    for (int v = 0; v < BN / 2; v += 2) {
-        const int row = threadIdx.x / 128 * 64 + cu_sum_row(threadIdx.x % 128, v);
-        store2(sums + row * R::ROW + cu_sum_column(threadIdx.x % 128, v), d[0][v], d[0][v + 1]);
-    }
+    for (int v = 0; v < BN / 2; v += 2)
+        store2(to + (v / 2 % 2 * 8 * cu_sums_row(BN) + v / 4 * 8), d[0][v], d[0][v + 1]);
+}
+
+/* The tile's sums, from first to last, into shared memory. */
+template <int BN>
+CU_DEVICE void make_sums(const launch_args &a, const member &m, const work &w, const cu_step &s, row_sum &sum) {
+    float d[1][BN / 2];
+    if (m.folded) multiply<BN, false, true>(a, w, s, d, sum);
+    else if (a.t.patch) multiply<BN, true, false>(a, w, s, d, sum);
+    else multiply<BN, false, false>(a, w, s, d, sum);
+    __syncthreads(); /* no operand is read any more: sums take their place; all know the rows' places */
+    if (a.splits_bits) store_sums<BN>(d, reinterpret_cast<__half *>(w.sums));
+    else store_sums<BN>(d, reinterpret_cast<float *>(w.sums));
 }
 
 /* Rows of this warp's, which are in shared memory, to the other blocks that add them up. */
-template <typename R> CU_DEVICE void send_sums(const launch_args &a, const work &w) {
-    enum { PIECE = 8, PIECE_BYTES = PIECE * R::ROW * 2 }; /* rows, all of which have the same destination */
-    const int rows = R::BM >> a.splits_bits, row = threadIdx.x / 32 * 16 + threadIdx.x % 32 * PIECE, to = row / rows;
-    static_assert(R::BM / CU_WGMMA_MAX_SPLITS % PIECE == 0, "a piece has one destination");
+CU_DEVICE void send_sums(const launch_args &a, const work &w) {
+    enum { PIECE = 8 }; /* rows, all of which have the same destination: a share is no fewer */
+    const int rows = a.rows >> a.splits_bits, row = group_thread() / 32 * 16 + threadIdx.x % 32 * PIECE,
+              to = row / rows, row_bytes = a.row * static_cast<int>(sizeof(__half));
     shared_written();
     __syncwarp();
-    if (threadIdx.x % 32 < 16 / PIECE && to != my_part(a))
-        send_bytes(there_of(w.boxes + a.ring.parts + (my_part(a) * rows + row % rows) * R::ROW * 2, first_part(a) + to),
-                   w.boxes + row * R::ROW * 2, PIECE_BYTES, there_of(w.came, first_part(a) + to));
+    if (threadIdx.x % 32 < 16 / PIECE && to != w.rank)
+        send_bytes(there_of(w.boxes + a.ring.parts + (w.rank * rows + row - to * rows) * row_bytes, first_part(a) + to),
+                   w.boxes + row * row_bytes, PIECE * row_bytes, there_of(w.came, first_part(a) + to));
 }
 
 #endif
 
 /* Grid: (splits x tiles of columns, tiles of pixels, members); the splits of a tile, or of a pair's two, are a cluster.
  * A block of a pair may end while the other works: no weights come to it any more, for their place is given back only
- * where it is filled again, and filled only where it is waited for. */
-template <int BM, int BN, int BLOCKS>
-__global__ void __launch_bounds__(shape<BM, BN, BLOCKS>::ALLOCATED, BLOCKS)
+ * where it is filled again, and filled only where it is waited for. MOST: columns of the widest tile. */
+template <int MOST>
+__global__ void __launch_bounds__(MOST > NARROW ? WIDE_THREADS : MOST_THREADS, 1)
     wgmma_kernel(const __grid_constant__ launch_args a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    typedef shape<BM, BN, BLOCKS> R;
-    extern __shared__ unsigned char shared_bytes[];
-    __shared__ __align__(8) unsigned char barriers[CU_BARRIER_BYTES];
-    __shared__ int4 places[R::BM];
-    const uint32_t unaligned = shared_address(shared_bytes), boxes = (unaligned + 1023u) & ~1023u,
-                   bars = shared_address(barriers);
-    const int warp = threadIdx.x / 32, rank = my_part(a), begin = cu_part_begin(a.steps, rank, a.splits_bits);
-    const member &m = a.of[blockIdx.z];
-    const work w = {boxes,
-                    boxes + a.ring.boxes * a.ring.box_bytes,
-                    bars,
-                    bars + CU_RING_LIMIT * 8,
-                    bars + CU_RING_LIMIT * 16,
-                    bars + (CU_RING_LIMIT * 2 + CU_PATCHES) * 8,
-                    bars + (CU_RING_LIMIT + CU_PATCHES) * 16,
-                    cu_tile_origin(&a.t, blockIdx.y),
-                    static_cast<int>(blockIdx.x >> a.splits_bits),
-                    begin,
-                    cu_part_begin(a.steps, rank + 1, a.splits_bits) - begin};
-    unsigned char *sums = shared_bytes + (boxes - unaligned);
-
+    extern __shared__ __align__(16) unsigned char shared_bytes[];
     CU_PHASE(BEGIN, threadIdx.x == 0);
-    if (warp >= R::GROUPS * 4) {
-        if (warp == R::GROUPS * 4) bring_weights<R>(a, m, w);
-        else bring_input<R>(a, m, w);
+    const work w = work_of(a, shared_bytes);
+    const member &m = a.of[blockIdx.z];
+    const int warp = threadIdx.x / 32;
+    if (warp < FIRST_GROUP_WARP) {
+        if (warp == WEIGHTS_WARP) bring_weights(a, m, w);
+        else if (warp == INPUT_WARP) bring_input(a, m, w);
+        else {
+            const int first = threadIdx.x - FIRST_NOTING_WARP * 32,
+                      threads = (FIRST_GROUP_WARP - FIRST_NOTING_WARP) * 32;
+            if (in_cluster(a)) cluster_arrive();
+            bring_columns(a, m, w, first, threads);
+#pragma unroll 1
+            for (int row = first; row < a.rows; row += threads) w.places[row] = row_place(a, m, w.origin, row);
+            next_launch_may_start();
+            if (in_cluster(a)) cluster_wait();
+        }
         __syncwarp();
         __syncthreads();
     } else {
         row_sum sum = {};
+        cu_step s = {};
         if (in_cluster(a)) cluster_arrive();
-        prefetch_columns<BN>(m, a.gates, w.tile);
-        if (threadIdx.x < R::BM) places[threadIdx.x] = row_place(a, m, w.origin, threadIdx.x);
-        CU_PHASE(ROWS, threadIdx.x == 0);
-        warps_meet(BEGIN, R::THREADS);
+        if (a.t.patch)
+            s = w.begin < a.t.steps ? cu_step_at(&a.t, w.origin, w.begin) : cu_shortcut_step(&a.t, w.origin, 0);
+        warps_meet(BEGIN, threads_of(a) - 64);
         next_launch_may_start();
-        CU_PHASE(TOGETHER, threadIdx.x == 0);
-        float d[1][BN / 2];
-        if (m.folded) multiply<R, BN, false, true>(a, w, d, sum);
-        else if (a.t.patch) multiply<R, BN, true, false>(a, w, d, sum);
-        else multiply<R, BN, false, false>(a, w, d, sum);
-        __syncthreads(); /* no operand is read any more: sums take their place; all know the rows' places */
-        if (a.splits_bits) {
-            store_sums<R, BN>(d, reinterpret_cast<__half *>(sums));
-            send_sums<R>(a, w);
-        } else {
-            store_sums<R, BN>(d, reinterpret_cast<float *>(sums));
-            if (m.folded)
-                leave_moments(a, sum, reinterpret_cast<float *>(sums) + norm_row() * R::ROW + BN, threadIdx.x % 2);
+        CU_PHASE(TOGETHER, group_thread() == 0);
+        if (in_cluster(a)) cluster_wait(); /* the other blocks' barriers are there */
+        /* No switch, nor else: with them ptxas takes what is the same in all lanes for what may differ, and the matrix
+         * unit's operands come from registers, too late for it. */
+        if (MOST > NARROW) make_sums<MOST>(a, m, w, s, sum);
+        else {
+            if (a.columns == 64) make_sums<64>(a, m, w, s, sum);
+            if (a.columns == 96) make_sums<96>(a, m, w, s, sum);
+            if (a.columns == 128) make_sums<128>(a, m, w, s, sum);
+            if (a.columns == NARROW) make_sums<NARROW>(a, m, w, s, sum);
         }
+        if (a.splits_bits) send_sums(a, w);
+        else if (m.folded)
+            leave_moments(a, sum, reinterpret_cast<float *>(w.sums) + norm_row() * a.row + a.columns, threadIdx.x % 2);
     }
-    CU_PHASE(STORED, threadIdx.x == 0);
+    CU_PHASE(STORED, group_thread() == 0);
     previous_launch_wait();
-    if (a.splits_bits) finish<R, BN, true, false>(a, m, sums, w.came, places, w.tile);
-    else if (a.gates) finish<R, BN, false, true>(a, m, sums, w.came, places, w.tile);
-    else finish<R, BN, false, false>(a, m, sums, w.came, places, w.tile);
+    const bool acts = !a.gates && m.epi.act != CU_ACT_NONE;
+    if (a.splits_bits) acts ? finish<true, false, true>(a, m, w) : finish<true, false, false>(a, m, w);
+    else if (a.gates) finish<false, true, false>(a, m, w);
+    else acts ? finish<false, false, true>(a, m, w) : finish<false, false, false>(a, m, w);
 #endif
 }
 
 /* ---- launching */
 
-template <int BM, int BN, int BLOCKS>
-cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encode_map) {
-    typedef shape<BM, BN, BLOCKS> R;
+cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encode_map, int rows, int columns,
+                   int blocks) {
     const cu_product_args &first = of[0];
     const encoder make = reinterpret_cast<encoder>(encode_map);
     launch_args args = {};
-    const bool flat = cu_wgmma_tiling(&args.t, &first, R::BM);
+    const bool flat = cu_wgmma_tiling(&args.t, &first, rows);
     args.gates = first.epi.act == CU_ACT_GEGLU ? first.out.c : 0;
     args.steps = args.t.steps;
-    args.ring = cu_ring_of(&args.t, BM, BN, BLOCKS, first.splits);
+    args.ring = cu_ring_of(&args.t, rows, columns, blocks, first.splits);
+    args.rows = rows, args.columns = columns, args.groups = rows / 64;
+    args.weights_bytes = columns * CU_CHUNK_BYTES;
+    args.row = cu_sums_row(columns);
+    args.wide = args.gates ? columns / 2 : columns;
+    const int threads = args.groups * 128 + 128, two_rows = args.wide / 8 * 2;
+    args.lanes = threads / two_rows * 2;
+    args.by_lanes = cu_divider_of(two_rows);
     if (first.splits > 1 && (first.folded || args.gates)) return cudaErrorInvalidValue;
     if (first.shortcut_weights) {
         args.shortcut_c = first.shortcut_a.c;
@@ -669,7 +692,7 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
     args.eps = first.eps;
     while (1 << args.splits_bits < first.splits) args.splits_bits++;
     args.pair = first.pairs && cu_can_pair(&args.t, first.splits);
-    const uint32_t box_rows = args.gates || args.pair ? BN / 2 : BN;
+    const uint32_t box_rows = args.gates || args.pair ? columns / 2 : columns;
     args.by_picture = cu_divider_of(first.out.h * first.out.w);
     args.by_w = cu_divider_of(first.out.w);
     args.by_n = cu_divider_of(first.out.n);
@@ -691,20 +714,26 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
         m.out = of[i].out;
         m.epi = of[i].epi;
     }
-    void (*kernel)(const launch_args) = wgmma_kernel<BM, BN, BLOCKS>;
-    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, args.ring.bytes);
+    void (*kernel)(const launch_args) = columns > NARROW ? wgmma_kernel<256> : wgmma_kernel<NARROW>;
+    cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, MOST_SHARED);
     if (e != cudaSuccess) return e;
-    const int wide = args.gates ? BN / 2 : BN, tiles = cu_ceil_div(first.out.c, wide);
+    const int tiles = cu_ceil_div(first.out.c, args.wide);
     return start_clusters(order, kernel, dim3(tiles * first.splits, args.t.tiles, n), dim3(first.splits, 1 + args.pair),
-                          R::THREADS, args.ring.bytes, args);
+                          threads, args.ring.bytes, args);
 }
+
+#define X(index, rows, columns, blocks)                                                                                \
+    static_assert((columns) <= NARROW ? (rows)*2 + 128 <= MOST_THREADS : (columns) == 256 && (rows) <= 128,            \
+                  "wgmma_kernel has it");
+CU_WGMMA_TILES(X)
+#undef X
 
 } // namespace
 
 cudaError_t cu_wgmma(cu_order order, const cu_product_args *args, int32_t n, void *encode_map) {
     switch (args->tile) {
 #define X(index, rows, columns, blocks)                                                                                \
-    case index: return launch<rows, columns, blocks>(order, args, n, encode_map);
+    case index: return launch(order, args, n, encode_map, rows, columns, blocks);
         CU_WGMMA_TILES(X)
 #undef X
     default: return cu_turns(order, args, n, encode_map);
