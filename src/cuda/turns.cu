@@ -265,9 +265,9 @@ __global__ void __launch_bounds__(THREADS, 1) turns_kernel(const __grid_constant
     __shared__ __align__(8) uint64_t barriers[2 * R::STAGES];
     const uint32_t unaligned = shared_address(shared_bytes), stages = (unaligned + 1023u) & ~1023u;
     const uint32_t full = shared_address(barriers), empty = full + R::STAGES * 8;
-    const int warp = threadIdx.x / 32, group = warp / 4, blocks = gridDim.x;
+    const int warp = threadIdx.x / 32, blocks = gridDim.x;
     next_launch_may_start();
-    if (group == GROUPS) {
+    if (warp >= GROUPS * 4) {
         give_registers<COPIER_REGISTERS>();
         if (warp == GROUPS * 4) produce<R>(a, stages, full, empty);
         else __syncthreads();
@@ -278,6 +278,7 @@ __global__ void __launch_bounds__(THREADS, 1) turns_kernel(const __grid_constant
     previous_launch_wait();
     unsigned char *staged = shared_bytes + (stages - unaligned) + R::STAGES * R::STAGE + warp * R::STAGED;
     position k;
+    const int group = uniform(warp / 4); /* so that operands come from uniform registers */
     if (group) {
         k.skip(a.steps, R::STAGES);
         give_turn(0); /* the first */
