@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: MIT
- * What the plans for Hopper hang on (docs/PERF.md): numbers of the device, not of linework.
- *   gaps     time of a kernel that does nothing in a chain: plain, programmatic, in clusters, in graphs launched back
- * to back, and in the body of a WHILE node memory   rates into the multiprocessors from device memory and from the
- * level-2 cache, by loads and by bulk copies shift    whether the matrix unit reads an operand that begins at any row
- * of a swizzled tile, and what its descriptor must say then: an input patch could stay in shared memory for all nine
- * taps of a window; and what it must say of an operand that lies the other way, as attention's values do exchange what
- * a cluster's blocks give each other when each has sums of all rows and wants a share of the rows of all of them: by
- * loads, by bulk copies to the one that wants them, and by way of the level-2 cache Without a name all of them. */
+ * What the plans for Hopper hang on (docs/PERF.md): numbers of the device, not of linework. Without a name all of them.
+ *
+ *   gaps           time of a kernel that does nothing in a chain: plain, programmatic, in clusters, in graphs launched
+ *                  back to back, and in the body of a WHILE node
+ *   instructions   of a kernel whose instructions others have driven out of the caches since it last ran
+ *   memory         rates into the multiprocessors from device memory and from the level-2 cache, by loads and copies
+ *   shift          whether the matrix unit reads an operand that begins at any row of a swizzled tile, and what its
+ *                  descriptor must say then: an input patch stays in shared memory for all nine taps of a window; and
+ *                  what it must say of an operand that lies the other way, as attention's values do
+ *   exchange       what a cluster's blocks give each other when each has sums of all rows and wants a share of the rows
+ *                  of all of them: by loads, by bulk copies to the one that wants them, by way of the level-2 cache */
 #include "gpu/gpu.cuh"
 
 #include "cuda/common.cuh"
@@ -180,6 +183,56 @@ void gaps() {
             std::printf("while              %-30s n %4d: %8.2f\n", k.name, n, while_us(k, n, 100) / 100);
             std::fflush(stdout);
         }
+}
+
+/* ---- instructions: kernels of their own for each N, of so many instructions one after the other */
+template <int N, int INSTRUCTIONS> __global__ void straight(float x, int *p) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+    float y[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) y[i] = x + static_cast<float>(i);
+#pragma unroll
+    for (int i = 0; i < INSTRUCTIONS / 8; i++)
+#pragma unroll
+        for (int k = 0; k < 8; k++) asm volatile("fma.rn.f32 %0, %0, %1, %0;\n" : "+f"(y[k]) : "f"(x));
+    float all = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) all += y[i];
+    if (all == static_cast<float>(N)) *p = 1;
+}
+
+template <int INSTRUCTIONS> void turns_of() {
+    typedef void (*kernel)(float, int *);
+    const kernel all[16] = {
+        straight<0, INSTRUCTIONS>,  straight<1, INSTRUCTIONS>,  straight<2, INSTRUCTIONS>,  straight<3, INSTRUCTIONS>,
+        straight<4, INSTRUCTIONS>,  straight<5, INSTRUCTIONS>,  straight<6, INSTRUCTIONS>,  straight<7, INSTRUCTIONS>,
+        straight<8, INSTRUCTIONS>,  straight<9, INSTRUCTIONS>,  straight<10, INSTRUCTIONS>, straight<11, INSTRUCTIONS>,
+        straight<12, INSTRUCTIONS>, straight<13, INSTRUCTIONS>, straight<14, INSTRUCTIONS>, straight<15, INSTRUCTIONS>};
+    std::printf("%5d (%2d KB) ", INSTRUCTIONS, INSTRUCTIONS * 16 / 1024);
+    for (int kinds = 1; kinds <= 16; kinds *= 2) {
+        const double us = graph_us([&](cudaStream_t s) {
+            for (int i = 0; i < 320; i++)
+                MUST(start(cu_order{s, 1}, all[i % kinds], n_sm, 192, 0, 1.5f, static_cast<int *>(nullptr)));
+        });
+        std::printf(" %6.2f", us / 320);
+    }
+    std::printf("\n");
+    std::fflush(stdout);
+}
+
+/* What a kernel costs whose instructions others have driven out of a multiprocessor's caches meanwhile. */
+void instructions() {
+    std::printf("# us of a kernel of that many instructions, each executed once, in a chain of 1, 2, 4, 8 and 16 such "
+                "kernels in turns\n");
+    turns_of<8>();
+    turns_of<256>();
+    turns_of<512>();
+    turns_of<1024>();
+    turns_of<2048>();
+    turns_of<4096>();
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -565,6 +618,7 @@ int main(int argc, char **argv) {
     MUST(cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0));
     if (!*what || !std::strcmp(what, "shift")) shift();
     if (!*what || !std::strcmp(what, "gaps")) gaps();
+    if (!*what || !std::strcmp(what, "instructions")) instructions();
     if (!*what || !std::strcmp(what, "memory")) memory();
     if (!*what || !std::strcmp(what, "exchange")) exchange();
     return 0;

@@ -5,6 +5,8 @@
  *   time [TEXT]    each tile and split, then its pairs, on SD1.5's shapes (or those whose name contains TEXT), in a
  *                  graph of as many launches as make their weights cold: docs/perf/products-h200.tsv, then the best
  *   fill           one wave of tiles with 1 to 64 steps of the sum: what a launch costs before and after its work
+ *   mix            the same launches in chains of their like and in turns, as a network has them
+ *   run SHAPE TILE SPLITS PAIRS   four launches, for a profiler
  *   phases [TEXT]  where a block's time goes, of the tiles that the model likes best for a shape (phases.cuh)
  * A program of its own so that a kernel that breaks the device breaks nothing else. */
 #include "gpu/gpu.cuh"
@@ -507,6 +509,87 @@ int fill(void *encode) {
     return 0;
 }
 
+/* ---- among others */
+
+struct launch_of {
+    const char *name;
+    int tile, splits, pairs;
+};
+
+/* What launches cost in turns beside what each costs in a chain of its like: what the launches between have driven out
+ * of a multiprocessor's caches, of instructions above all (linework-gpu-micro instructions). */
+void time_mix(void *encode, const char *what, const std::vector<launch_of> &of) {
+    const int n = static_cast<int>(of.size()), copies = 12;
+    std::vector<std::vector<job>> all;
+    double apart = 0;
+    for (const launch_of &o : of)
+        for (const shape &s : sd15)
+            if (!std::strcmp(s.name, o.name)) {
+                all.push_back(make_jobs(s, copies));
+                apart += time_wgmma(all.back(), copies, encode, o.tile, o.splits, o.pairs, 1);
+            }
+    auto turns = [&](int in_a_row) {
+        return graph_us([&](cudaStream_t stream) {
+                   for (int i = 0; i < copies; i += in_a_row)
+                       for (int k = 0; k < n; k++)
+                           for (int r = 0; r < in_a_row; r++) {
+                               cu_product_args a;
+                               set_args(&a, all[k], i + r, of[k].tile, of[k].splits, of[k].pairs);
+                               MUST(cu_wgmma(cu_order{stream, 1}, &a, 1, encode));
+                           }
+               }) /
+               copies;
+    };
+    const double one = turns(1), three = turns(3);
+    std::printf("%-32s %2d launches: %7.2f us apart; in turns %5.2f more each, three of a kind in a row %5.2f\n", what,
+                n, apart, (one - apart) / n, (three - apart) / n);
+    std::fflush(stdout);
+    for (auto &jobs : all)
+        for (job &j : jobs) drop_job(j);
+}
+
+int mix(void *encode) {
+    const char *const linears[] = {"lin 3072 320", "lin 768 640",  "lin 192 1280",  "lin 768 qkv",
+                                   "lin 48 1280",  "lin 768 2560", "lin 3072 1280", "lin 192 qkv"};
+    std::vector<launch_of> one, several;
+    for (int i = 0; i < 8; i++) {
+        one.push_back({linears[i], 0, 1, 0});
+        several.push_back({linears[i], i < 6 ? i : i + 1, 1, 0});
+    }
+    time_mix(encode, "as a network has them",
+             {{"lin 3072 320", 0, 1, 0},
+              {"c3 8x12 1280", 7, 8, 0},
+              {"lin 768 640", 0, 1, 1},
+              {"c3 16x24 640", 4, 4, 1},
+              {"geglu 3072", 11, 1, 0},
+              {"c3 4x6 1280", 1, 8, 0},
+              {"lin 192 1280", 0, 2, 0},
+              {"lin 768 qkv", 10, 1, 0},
+              {"geglu 192", 7, 1, 0},
+              {"c3 32x48 320", 7, 2, 0}});
+    time_mix(encode, "linears, tiles of 64x64", one);
+    time_mix(encode, "linears, a tile of its own each", several);
+    return 0;
+}
+
+/* ---- some launches, for a profiler */
+
+int run(void *encode, const char *name, int tile, int splits, int pairs) {
+    const int copies = 4;
+    for (const shape &s : sd15) {
+        if (std::strcmp(s.name, name)) continue;
+        std::vector<job> jobs = make_jobs(s, copies);
+        for (int i = 0; i < copies; i++) {
+            cu_product_args a[2];
+            set_args(a, jobs, i, tile, splits, pairs);
+            MUST(cu_wgmma(cu_order{nullptr, 0}, a, s.members, encode));
+        }
+        MUST(cudaDeviceSynchronize());
+        for (job &j : jobs) drop_job(j);
+    }
+    return 0;
+}
+
 /* ---- phases */
 
 /* One of each kind; any other by its name. */
@@ -544,8 +627,8 @@ void print_phases(const shape &s, const std::vector<job> &jobs, int copies, void
         cycles += static_cast<double>(b.at[PHASE_FINISHED] - b.at[PHASE_BEGIN]);
         ns += static_cast<double>(b.ended - b.began);
     }
-    std::printf("%-18s %-9s/%d%c %c %5zu %8.2f %6llu %6llu", s.name, cu_product_tiles[c.tile].name, c.splits,
-                c.pairs ? 'p' : ' ', overlap ? '+' : ' ', blocks.size(), us, last - first, end - first);
+    std::printf("%-18s %-9s/%d%c %c %5zu %8.2f %5.2f %6llu %6llu", s.name, cu_product_tiles[c.tile].name, c.splits,
+                c.pairs ? 'p' : ' ', overlap ? '+' : ' ', blocks.size(), us, cycles / ns, last - first, end - first);
     for (int p = PHASE_BEGIN + 1; p < N_PHASES; p++) {
         std::vector<double> at;
         for (const block_phases &b : blocks)
@@ -570,10 +653,12 @@ void phases_of(const shape &s, void *encode) {
 }
 
 int phases(void *encode, const char *only) {
-    std::printf("# us: of a launch in a chain with cold weights (+: launches overlap). Then ns: ramp: from the first "
+    std::printf("# us: of a launch in a chain with cold weights (+: launches overlap); the clock. Then ns: ramp: from "
+                "the first "
                 "block's begin to the last's; all: to the last's end; phases: medians over the blocks, from each one's "
                 "begin; - where no block comes by\n");
-    std::printf("%-18s %-12s %c %5s %8s %6s %6s", "# shape", "tile/splits", ' ', "blocks", "us", "ramp", "all");
+    std::printf("%-18s %-12s %c %5s %8s %5s %6s %6s", "# shape", "tile/splits", ' ', "blocks", "us", "GHz", "ramp",
+                "all");
 #define X(name, text)                                                                                                  \
     if (PHASE_##name != PHASE_BEGIN) std::printf(" %10s", text);
     PHASES(X)
@@ -591,9 +676,14 @@ int phases(void *encode, const char *only) {
 
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "", *text = argc > 2 ? argv[2] : "";
-    if (std::strcmp(what, "check") && std::strcmp(what, "time") && std::strcmp(what, "fill") &&
-        std::strcmp(what, "phases")) {
-        std::fprintf(stderr, "usage: linework-gpu-product check [TILE] | time [TEXT] | fill | phases [TEXT]\n");
+    const bool known = !std::strcmp(what, "run") ? argc == 6 : [&] {
+        for (const char *name : {"check", "time", "fill", "mix", "phases"})
+            if (!std::strcmp(what, name)) return true;
+        return false;
+    }();
+    if (!known) {
+        std::fprintf(stderr, "usage: linework-gpu-product check [TILE] | time [TEXT] | fill | mix | phases [TEXT] | "
+                             "run SHAPE TILE SPLITS PAIRS\n");
         return 2;
     }
     void *encode = tensor_map_encoder();
@@ -603,5 +693,7 @@ int main(int argc, char **argv) {
     }
     if (!std::strcmp(what, "check")) return check(encode, *text ? std::atoi(text) : -1);
     if (!std::strcmp(what, "phases")) return phases(encode, text);
+    if (!std::strcmp(what, "mix")) return mix(encode);
+    if (!std::strcmp(what, "run")) return run(encode, text, std::atoi(argv[3]), std::atoi(argv[4]), std::atoi(argv[5]));
     return !std::strcmp(what, "time") ? time_all(encode, text) : fill(encode);
 }
