@@ -20,20 +20,20 @@ const cu_tile_size cu_product_tiles[CU_N_PRODUCT_TILES] = {
 const cu_model cu_h200 = {.n_sm = 132,
                           .memory = 4800,
                           .multiply = 4055,
-                          .cache = 11300,
+                          .cache = 11400,
                           .zero_row = 1.44,
-                          .latency = 886,
+                          .latency = 790,
                           .launch = 910,
-                          .ends = 1683,
-                          .finish = 7.56,
-                          .across = 8.96,
-                          .beside = 1.0,
+                          .ends = 1831,
+                          .finish = 7.29,
+                          .across = 6.43,
+                          .beside = 0.99,
                           .useful = 0.76,
                           .normed = 1.35,
-                          .turn = 7.42,
-                          .stay = 801,
-                          .stream = 390,
-                          .meet = 21.5};
+                          .turn = 6.85,
+                          .stay = 1169,
+                          .stream = 533,
+                          .meet = 5.08};
 
 /* Clusters of 4 and 8 do not fill the device: its multiprocessors are in clusters of their own, of 16 or 18 less the
  * faulty ones. 120 of 132 could be used where this was measured. */

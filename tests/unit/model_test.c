@@ -166,12 +166,12 @@ static regret regret_of(const cu_model *m, int overlap, bool weighed) {
 
 static void choices_are_near_the_best(void **state) {
     (void)state;
-    static const double worst = 1.24; /* stride 2 of 32x48x320, where launches overlap */
+    static const double worst = 1.14; /* two networks' 768x640 -> 640, launches apart */
     for (int overlap = 0; overlap < OVERLAPS; overlap++) {
         const regret r = regret_of(&cu_h200, overlap, false);
         printf("overlap %d: %.3f of the best, at worst %.3f (%s); error of times %.3f\n", overlap, r.mean, r.worst,
                r.where->name, r.error);
-        assert_true(r.mean <= 1.02);
+        assert_true(r.mean <= 1.015);
         if (r.worst > worst) fail_msg("%s: %.3f", r.where->name, r.worst);
         assert_true(r.error <= 0.1);
     }
