@@ -25,10 +25,7 @@ __global__ void nothing(int *p) {
     if (p) *p = 1;
 }
 __global__ void nothing_overlapped(int *p) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
-    asm volatile("griddepcontrol.wait;\n" ::: "memory");
-#endif
+    launches_meet();
     if (p) *p = 1;
 }
 
@@ -123,10 +120,7 @@ double back_to_back_us(const launch_kind &kind, int kernels, int graphs) {
 /* The same with that many bytes of parameters, of which the first and the last are read. */
 template <int BYTES> struct parameters { int values[BYTES / 4]; };
 template <int BYTES> __global__ void nothing_of(const __grid_constant__ parameters<BYTES> p, int *out) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
-    asm volatile("griddepcontrol.wait;\n" ::: "memory");
-#endif
+    launches_meet();
     if (p.values[0] != p.values[BYTES / 4 - 1]) *out = 1;
 }
 
@@ -187,10 +181,7 @@ void gaps() {
 
 /* ---- instructions: kernels of their own for each N, of so many instructions one after the other */
 template <int N, int INSTRUCTIONS> __global__ void straight(float x, int *p) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
-    asm volatile("griddepcontrol.wait;\n" ::: "memory");
-#endif
+    launches_meet();
     float y[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) y[i] = x + static_cast<float>(i);

@@ -511,6 +511,14 @@ int fill(void *encode) {
 
 /* ---- among others */
 
+/* The shape of that name, or the end of the program. */
+const shape &shape_named(const char *name) {
+    for (const shape &s : sd15)
+        if (!std::strcmp(s.name, name)) return s;
+    std::fprintf(stderr, "linework-gpu-product: no shape is called \"%s\"\n", name);
+    std::exit(2);
+}
+
 struct launch_of {
     const char *name;
     int tile, splits, pairs;
@@ -522,12 +530,10 @@ void time_mix(void *encode, const char *what, const std::vector<launch_of> &of) 
     const int n = static_cast<int>(of.size()), copies = 12;
     std::vector<std::vector<job>> all;
     double apart = 0;
-    for (const launch_of &o : of)
-        for (const shape &s : sd15)
-            if (!std::strcmp(s.name, o.name)) {
-                all.push_back(make_jobs(s, copies));
-                apart += time_wgmma(all.back(), copies, encode, o.tile, o.splits, o.pairs, 1);
-            }
+    for (const launch_of &o : of) {
+        all.push_back(make_jobs(shape_named(o.name), copies));
+        apart += time_wgmma(all.back(), copies, encode, o.tile, o.splits, o.pairs, 1);
+    }
     auto turns = [&](int in_a_row) {
         return graph_us([&](cudaStream_t stream) {
                    for (int i = 0; i < copies; i += in_a_row)
@@ -576,17 +582,15 @@ int mix(void *encode) {
 
 int run(void *encode, const char *name, int tile, int splits, int pairs) {
     const int copies = 4;
-    for (const shape &s : sd15) {
-        if (std::strcmp(s.name, name)) continue;
-        std::vector<job> jobs = make_jobs(s, copies);
-        for (int i = 0; i < copies; i++) {
-            cu_product_args a[2];
-            set_args(a, jobs, i, tile, splits, pairs);
-            MUST(cu_wgmma(cu_order{nullptr, 0}, a, s.members, encode));
-        }
-        MUST(cudaDeviceSynchronize());
-        for (job &j : jobs) drop_job(j);
+    const shape &s = shape_named(name);
+    std::vector<job> jobs = make_jobs(s, copies);
+    for (int i = 0; i < copies; i++) {
+        cu_product_args a[2];
+        set_args(a, jobs, i, tile, splits, pairs);
+        MUST(cu_wgmma(cu_order{nullptr, 0}, a, s.members, encode));
     }
+    MUST(cudaDeviceSynchronize());
+    for (job &j : jobs) drop_job(j);
     return 0;
 }
 
@@ -654,9 +658,8 @@ void phases_of(const shape &s, void *encode) {
 
 int phases(void *encode, const char *only) {
     std::printf("# us: of a launch in a chain with cold weights (+: launches overlap); the clock. Then ns: ramp: from "
-                "the first "
-                "block's begin to the last's; all: to the last's end; phases: medians over the blocks, from each one's "
-                "begin; - where no block comes by\n");
+                "the first block's begin to the last's; all: to the last's end; phases: medians over the blocks, from "
+                "each one's begin; - where no block comes by\n");
     std::printf("%-18s %-12s %c %5s %8s %5s %6s %6s", "# shape", "tile/splits", ' ', "blocks", "us", "GHz", "ramp",
                 "all");
 #define X(name, text)                                                                                                  \
@@ -676,11 +679,8 @@ int phases(void *encode, const char *only) {
 
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "", *text = argc > 2 ? argv[2] : "";
-    const bool known = !std::strcmp(what, "run") ? argc == 6 : [&] {
-        for (const char *name : {"check", "time", "fill", "mix", "phases"})
-            if (!std::strcmp(what, name)) return true;
-        return false;
-    }();
+    bool known = !std::strcmp(what, "run") && argc == 6;
+    for (const char *name : {"check", "time", "fill", "mix", "phases"}) known |= !std::strcmp(what, name);
     if (!known) {
         std::fprintf(stderr, "usage: linework-gpu-product check [TILE] | time [TEXT] | fill | mix | phases [TEXT] | "
                              "run SHAPE TILE SPLITS PAIRS\n");

@@ -176,6 +176,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 2)
         for (int i = 0; i < 8; i++) shift[i] = static_cast<float>(first_row[(group + (after >> 4 * i & 15)) * per]);
 #pragma unroll 1
         for (int k = 0, p = 1; p <= PIECES; p++) { /* one loop: its instructions are fetched once */
+            static_assert(PIECES == 4, "a wait for each piece after the first");
             if (p == PIECES - 2) copy_wait<2>();
             else if (p == PIECES - 1) copy_wait<1>();
             else if (p == PIECES) copy_wait<0>();

@@ -80,8 +80,6 @@ struct position {
 
 /* ---- copies */
 
-CU_DEVICE void prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];\n" ::"l"(p) : "memory"); }
-
 CU_DEVICE void prefetch_map(const CUtensorMap *map) {
     asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory");
 }

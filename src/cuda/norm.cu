@@ -295,7 +295,9 @@ template <typename TI, typename TO> __global__ void map_kernel(cu_apply_args a) 
     store_pixel(static_cast<TO *>(a.out.p) + view_at(a.out, g, n, up * h, up * w) + c, a, v);
 }
 
-template <typename TI, typename TO> cudaError_t launch_apply(cu_order order, const cu_apply_args &a) {
+template <typename TI, typename TO> cudaError_t launch_apply(cu_order order, const cu_apply_args *args, int members) {
+    const cu_apply_args &a = *args;
+    if (a.norm == CU_NORM_LAYER) return launch_layer<TI, TO>(order, args, members);
     const int n_vec = (a.a.c + (a.b.p ? a.b.c : 0)) / 8, pictures = a.out.g * a.out.n, rows = a.a.h * a.a.w;
     if (a.norm == CU_NORM_GROUP) {
         int slab = slab_unit(n_vec * 8 / a.groups);
@@ -322,14 +324,10 @@ cudaError_t cu_norm_stats(cu_order order, const cu_stats_args *args) {
 
 cudaError_t cu_apply(cu_order order, const cu_apply_args *args, int32_t n) {
     if (n > (args->norm == CU_NORM_LAYER ? CU_MAX_MEMBERS : 1)) return cudaErrorInvalidValue;
-    const bool layer = args->norm == CU_NORM_LAYER;
-    if (args->a.half && args->out.half)
-        return layer ? launch_layer<__half, __half>(order, args, n) : launch_apply<__half, __half>(order, *args);
     if (args->a.half)
-        return layer ? launch_layer<__half, float>(order, args, n) : launch_apply<__half, float>(order, *args);
-    if (args->out.half)
-        return layer ? launch_layer<float, __half>(order, args, n) : launch_apply<float, __half>(order, *args);
-    return layer ? launch_layer<float, float>(order, args, n) : launch_apply<float, float>(order, *args);
+        return args->out.half ? launch_apply<__half, __half>(order, args, n)
+                              : launch_apply<__half, float>(order, args, n);
+    return args->out.half ? launch_apply<float, __half>(order, args, n) : launch_apply<float, float>(order, args, n);
 }
 
 cudaError_t cu_probe(void) {

@@ -70,9 +70,15 @@ struct launch_args {
     member of[CU_MAX_MEMBERS];
 };
 
-/* NARROW: the most columns of a sum that the registers of MOST_THREADS have room for; registers are given to four warps
- * at a time. */
-enum { NARROW = 160, MOST_THREADS = 512, WIDE_THREADS = 384, MOST_SHARED = 227 * 1024 };
+/* The first four warps do not multiply: one copies weights, one the input, two note where the tile's rows and columns
+ * are. Where the others begin is a number that the compiler knows: else it finds that lanes might part there, and has
+ * the matrix unit wait for each of its instructions (C7518). Registers are given to four warps at a time. */
+enum { WEIGHTS_WARP, INPUT_WARP, FIRST_NOTING_WARP, FIRST_GROUP_WARP = 4 };
+constexpr int threads_of(int groups) { return FIRST_GROUP_WARP * 32 + groups * 128; }
+
+/* NARROW: the most columns of a sum that the registers of MOST_THREADS have room for. PIECE: rows that are sent to
+ * another block at once, all of which it adds up. */
+enum { NARROW = 160, MOST_THREADS = 512, WIDE_THREADS = 384, MOST_SHARED = 227 * 1024, PIECE = 8 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -89,17 +95,13 @@ struct work {
     int tile, begin, n_steps, rank; /* rank: which of the sum's parts */
 };
 
-/* The first four warps do not multiply: one copies weights, one the input, two note where the tile's rows and columns
- * are. Where the others begin is a number that the compiler knows: else it finds that lanes might part there, and has
- * the matrix unit wait for each of its instructions (C7518). */
-enum { WEIGHTS_WARP, INPUT_WARP, FIRST_NOTING_WARP, FIRST_GROUP_WARP = 4 };
-CU_DEVICE int threads_of(const launch_args &a) { return FIRST_GROUP_WARP * 32 + a.groups * 128; }
 /* Of those that multiply. */
 CU_DEVICE int group_thread() { return threadIdx.x - FIRST_GROUP_WARP * 32; }
 CU_DEVICE bool in_cluster(const launch_args &a) { return a.pair || a.splits_bits; }
 /* The first of the blocks of this cluster that have this one's tile. */
 CU_DEVICE int first_part(const launch_args &a) { return (blockIdx.y & a.pair) << a.splits_bits; }
 
+/* As cu_block_bytes counts it. */
 CU_DEVICE work work_of(const launch_args &a, unsigned char *shared) {
     const uint32_t base = shared_address(shared), bars = base + a.rows * 16 + a.columns * 16,
                    boxes = (bars + CU_BARRIER_BYTES + 1023u) & ~1023u;
@@ -126,6 +128,9 @@ enum meeting {
     BARRIERS = 1, /* the two warps that copy: barriers are made */
     BEGIN,        /* those that multiply: so they are */
 };
+enum { COPYING_THREADS = FIRST_NOTING_WARP * 32 };
+/* Those that copy pass here, without waiting; those that multiply meet. */
+CU_DEVICE int begin_threads(const launch_args &a) { return COPYING_THREADS + a.groups * 128; }
 
 /* ---- layer norm */
 
@@ -345,12 +350,9 @@ CU_DEVICE void finish(const launch_args &all, const member &a, const work &w) {
 #pragma unroll
                 for (int i = 0; i < 8; i++) v[i] *= vectors.scale;
             if (residual) {
-                const __half2 *halves = reinterpret_cast<const __half2 *>(&more[0]);
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const float2 f = __half22float2(halves[i]);
-                    v[2 * i] += f.x, v[2 * i + 1] += f.y;
-                }
+                float t[8];
+                load8(reinterpret_cast<const __half *>(&more[0]), t);
+                add8(v, t);
             }
             store8(static_cast<__half *>(a.out.p) + static_cast<int64_t>(at.z) * 8 + c, v);
         }
@@ -406,8 +408,8 @@ CU_DEVICE void bring_weights(const launch_args &a, const member &m, const work &
         barriers_made();
     }
     __syncwarp();
-    warps_meet(BARRIERS, 64);
-    warps_pass(BEGIN, threads_of(a) - 64);
+    warps_meet(BARRIERS, COPYING_THREADS);
+    warps_pass(BEGIN, begin_threads(a));
     if (in_cluster(a)) cluster_arrive();
     CU_PHASE(BARRIERS, acts);
     const uint32_t full = uniform(w.full), to = uniform(w.weights), bytes = uniform(a.weights_bytes);
@@ -469,8 +471,8 @@ CU_DEVICE void bring_input(const launch_args &a, const member &m, const work &w)
             barrier_expect(w.came, (a.rows - (a.rows >> a.splits_bits)) * a.row * static_cast<int>(sizeof(__half)));
     }
     __syncwarp();
-    warps_meet(BARRIERS, 64);
-    warps_pass(BEGIN, threads_of(a) - 64);
+    warps_meet(BARRIERS, COPYING_THREADS);
+    warps_pass(BEGIN, begin_threads(a));
     if (in_cluster(a)) cluster_arrive();
     const bool patch = a.t.patch;
     const uint32_t full = uniform(patch ? w.box_full : w.full), empty = uniform(patch ? w.box_empty : w.empty),
@@ -593,7 +595,6 @@ CU_DEVICE void make_sums(const launch_args &a, const member &m, const work &w, c
 
 /* Rows of this warp's, which are in shared memory, to the other blocks that add them up. */
 CU_DEVICE void send_sums(const launch_args &a, const work &w) {
-    enum { PIECE = 8 }; /* rows, all of which have the same destination: a share is no fewer */
     const int rows = a.rows >> a.splits_bits, row = group_thread() / 32 * 16 + threadIdx.x % 32 * PIECE,
               to = row / rows, row_bytes = a.row * static_cast<int>(sizeof(__half));
     shared_written();
@@ -638,7 +639,7 @@ __global__ void __launch_bounds__(MOST > NARROW ? WIDE_THREADS : MOST_THREADS, 1
         if (in_cluster(a)) cluster_arrive();
         if (a.t.patch)
             s = w.begin < a.t.steps ? cu_step_at(&a.t, w.origin, w.begin) : cu_shortcut_step(&a.t, w.origin, 0);
-        warps_meet(BEGIN, threads_of(a) - 64);
+        warps_meet(BEGIN, begin_threads(a));
         next_launch_may_start();
         CU_PHASE(TOGETHER, group_thread() == 0);
         if (in_cluster(a)) cluster_wait(); /* the other blocks' barriers are there */
@@ -679,7 +680,7 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
     args.weights_bytes = columns * CU_CHUNK_BYTES;
     args.row = cu_sums_row(columns);
     args.wide = args.gates ? columns / 2 : columns;
-    const int threads = args.groups * 128 + 128, two_rows = args.wide / 8 * 2;
+    const int threads = threads_of(args.groups), two_rows = args.wide / 8 * 2;
     args.lanes = threads / two_rows * 2;
     args.by_lanes = cu_divider_of(two_rows);
     if (first.splits > 1 && (first.folded || args.gates)) return cudaErrorInvalidValue;
@@ -723,8 +724,11 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
 }
 
 #define X(index, rows, columns, blocks)                                                                                \
-    static_assert((columns) <= NARROW ? (rows)*2 + 128 <= MOST_THREADS : (columns) == 256 && (rows) <= 128,            \
-                  "wgmma_kernel has it");
+    static_assert(threads_of((rows) / 64) <= ((columns) <= NARROW ? MOST_THREADS : WIDE_THREADS) &&                    \
+                      ((columns) <= NARROW || (columns) == 256),                                                       \
+                  "wgmma_kernel has it");                                                                              \
+    static_assert((rows) / CU_WGMMA_MAX_SPLITS % PIECE == 0, "a piece has one destination");                           \
+    static_assert((columns) % 8 == 0, "rows of parts begin at vectors: cu_sums_row");
 CU_WGMMA_TILES(X)
 #undef X
 

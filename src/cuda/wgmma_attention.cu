@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Attention on Hopper (sm_90a) at head widths 40, 80 and 160, not causal: the algorithm of attention.cu, the machine of
- * wgmma.cu. A block takes 64, 128 or 192 queries of a head, 64 a group of four warps; one warp more only starts copies.
+ * wgmma.cu. A block takes 64, 128 or 192 queries of a head, 64 a group of four warps; of four warps more one only
+ * starts copies.
  *
  * A tensor's map has the head as an axis of its own, so that a box of 64 channels ends with the head: zeros come where
  * the next head would, 40 is 48 for q k^T and 40 for p v, and nothing is padded in memory. Q, K and V lie in chunks of
@@ -8,7 +9,7 @@
  * of the next, and while the exponentials of those are taken, which bound the kernel at 1536 keys of 40 channels (the
  * time of a launch does at less). Groups ask the matrix unit in turn: left alone they fall into step, and it rests
  * while all take exponentials. 96 keys a tile: of 77 few are wasted, of 96, 384 and 1536 none, and scores, weights and
- * sums of three groups fit the 128 registers that each thread of 13 warps can have. */
+ * sums of three groups fit the 128 registers that each thread of 16 warps can have. */
 #include "cuda/hopper.cuh"
 
 namespace {
