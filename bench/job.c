@@ -36,12 +36,10 @@ static void record(bench_job *job, int i) {
         lw_record_time(p, m, t.n_controls, t.rows, "t", "addend_table");
         break;
     case BENCH_BEGIN: lw_record_advance(p, m, &t, true); break;
-    case BENCH_STEP:
-        lw_record_step(p, m, &t);
-        if (!job->shape.unzipped && lw_takes_members(job->backend)) lw_pass_zip(p);
-        break;
+    case BENCH_STEP: lw_record_step(p, m, &t); break;
     default: lw_record_decode(p, m, t.n, t.h, t.w); break;
     }
+    if (!job->shape.unzipped && lw_takes_members(job->backend)) lw_pass_zip(p);
 }
 
 void *bench_job_buffer(const bench_job *job, const char *name) {

@@ -26,7 +26,7 @@ typedef struct lw_block {
     int32_t c_in, c_out; /* of the ResBlock (or of the conv) */
     int32_t up_index;    /* output_blocks.j.up_index.conv */
     int32_t addend;      /* first channel of its time addend */
-    int32_t kv;          /* first channel of its k and v */
+    int32_t kv;          /* channels of k and v of the blocks before it */
 } lw_block;
 
 typedef struct lw_unet_layout {
@@ -69,7 +69,8 @@ lw_status lw_model_check(lw_model *model, lw_params *params, lw_error *err);
 void lw_record_text(lw_program *p, const lw_model *model, int32_t g, int32_t n_controls, int32_t clip_skip);
 /* CLIP: "ids" [g,1,1,77] -> "context" [g,1,1,77,text_width] */
 void lw_record_clip(lw_program *p, const lw_model *model, int32_t g, int32_t clip_skip);
-/* "context" -> "<prefix>kv" [g,1,1,77,n_kv] of the UNet and of the first n_controls ControlNets */
+/* "context" -> "<prefix>kv" of the UNet and of the first n_controls ControlNets: k and v of each of its blocks,
+ * [g,1,1,77,2*c_out], behind each other */
 void lw_record_kv(lw_program *p, const lw_model *model, int32_t g, int32_t n_controls);
 /* "edges<k>" u8 [1,1,8h,8w,3] -> "hint<k>" */
 void lw_record_hint(lw_program *p, const lw_model *model, int32_t k, int32_t h, int32_t w);

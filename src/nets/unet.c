@@ -27,35 +27,49 @@ static lw_net net_of(lw_program *p, const lw_model *m, const lw_unet_layout *u) 
 
 /* ---- text: the K and V of every cross-attention */
 
-static void record_kv_of(const lw_net *net, const lw_block *b, const char *transformer, lw_view context, lw_view kv) {
+/* K, then V of one block. Each block has a place of its own in the buffer, so that blocks of the same width, of
+ * different networks too, have the same strides and go in one launch. */
+static lw_view kv_of_block(lw_program *p, const lw_unet_layout *u, const lw_block *b, int32_t g) {
+    char name[48];
+    snprintf(name, sizeof name, "%skv", u->prefix);
+    lw_view kv = lw_rec_extern(p, name, p->act, g, 1, 1, LW_N_TOKENS, u->n_kv);
+    kv.off += (int64_t)g * LW_N_TOKENS * b->kv * (int64_t)lw_dtype_bytes(kv.dtype);
+    kv.c = 2 * b->c_out;
+    kv.sw = kv.c;
+    kv.sh = kv.sn = kv.sg = LW_N_TOKENS * kv.sw;
+    return kv;
+}
+
+static void record_kv_of(const lw_net *net, const lw_unet_layout *u, const lw_block *b, const char *transformer,
+                         lw_view context) {
     char k[96], v[96];
     snprintf(k, sizeof k, "%s.transformer_blocks.0.attn2.to_k", transformer);
     snprintf(v, sizeof v, "%s.transformer_blocks.0.attn2.to_v", transformer);
     lw_net_linear(net, (const char *[]){k, v}, 2, false, lw_plain(context), lw_no_epilogue(),
-                  lw_view_channels(kv, b->kv, 2 * b->c_out));
+                  kv_of_block(net->p, u, b, context.g));
 }
 
 static void record_kv(lw_program *p, const lw_model *m, const lw_unet_layout *u, lw_view context) {
     lw_net net = net_of(p, m, u);
     char name[48];
-    snprintf(name, sizeof name, "%skv", u->prefix);
-    lw_view kv = lw_rec_extern(p, name, p->act, context.g, 1, 1, context.w, u->n_kv);
     for (int32_t i = 0; i < u->n_in; i++) {
         snprintf(name, sizeof name, "%s.1", u->in[i].name);
-        if (u->in[i].transformer) record_kv_of(&net, &u->in[i], name, context, kv);
+        if (u->in[i].transformer) record_kv_of(&net, u, &u->in[i], name, context);
     }
-    record_kv_of(&net, &u->mid[1], u->mid[1].name, context, kv);
+    record_kv_of(&net, u, &u->mid[1], u->mid[1].name, context);
     for (int32_t i = 0; i < u->n_out; i++) {
         snprintf(name, sizeof name, "%s.1", u->out[i].name);
-        if (u->out[i].transformer) record_kv_of(&net, &u->out[i], name, context, kv);
+        if (u->out[i].transformer) record_kv_of(&net, u, &u->out[i], name, context);
     }
 }
 
 void lw_record_kv(lw_program *p, const lw_model *m, int32_t g, int32_t n_controls) {
     int32_t width = m->text_width ? m->text_width : m->unet.context; /* 0: a UNet by itself, for tests */
     lw_view context = lw_rec_extern(p, "context", p->act, g, 1, 1, LW_N_TOKENS, width);
+    const int32_t first = p->n_ops;
     record_kv(p, m, &m->unet, context);
     for (int32_t k = 0; k < n_controls; k++) record_kv(p, m, &m->control[k], context);
+    lw_rec_range(p, LW_RANGE_INDEPENDENT, first);
 }
 
 /* ---- hint */
@@ -146,10 +160,7 @@ typedef struct taps {
 } taps;
 
 static lw_view kv_of(const step *s, const lw_unet_layout *u, const lw_block *b, bool v) {
-    char name[32];
-    snprintf(name, sizeof name, "%skv", u->prefix);
-    lw_view kv = lw_rec_extern(s->p, name, s->p->act, s->s->g, 1, 1, LW_N_TOKENS, u->n_kv);
-    return lw_view_channels(kv, b->kv + (v ? b->c_out : 0), b->c_out);
+    return lw_view_channels(kv_of_block(s->p, u, b, s->s->g), v ? b->c_out : 0, b->c_out);
 }
 
 static lw_view transform(const step *s, const lw_net *net, const lw_unet_layout *u, const lw_block *b, const char *name,

@@ -24,11 +24,16 @@ static void take_back(lw_program *p, const lw_recipe *r, int32_t g) {
     if (g == 2 && r->passes_apart) lw_pass_apart(p);
 }
 
+static void zip_if(lw_program *p, const lw_recipe *r, bool zip) {
+    if (zip && !r->unzipped && !r->passes_apart) lw_pass_zip(p);
+}
+
 void lw_recipe_record_text(lw_program *p, const lw_model *m, const lw_recipe *r, const lw_step_shape *s,
-                           int32_t clip_skip) {
+                           int32_t clip_skip, bool zip) {
     lw_record_clip(p, m, s->g, clip_skip);
     if (!r->text_each_step) lw_record_kv(p, m, s->g, s->n_controls);
     if (s->g == 2 && r->passes_apart) lw_pass_apart(p);
+    zip_if(p, r, zip);
 }
 
 /* The K and V of one network are made and read within the step. */
@@ -79,7 +84,7 @@ void lw_recipe_record_step(lw_program *p, const lw_model *m, const lw_recipe *r,
     }
     give_eps(p, r->update != LW_UPDATE_IN_STEP);
     take_back(p, r, s->g);
-    if (zip && !r->unzipped && !r->passes_apart) lw_pass_zip(p);
+    zip_if(p, r, zip);
 }
 
 void lw_recipe_record_update(lw_program *p, const lw_model *m, const lw_recipe *r, const lw_step_shape *s, bool first) {

@@ -177,7 +177,7 @@ static lw_status plan_shape(lw_session *s, const shape *want, lw_error *err) {
     const lw_recipe *r = &s->recipe;
     const lw_step_shape t = step_shape(s, 0);
     LW_TRY(new_program(s, &s->text, "text", err));
-    lw_recipe_record_text(s->text.program, m, r, &t, want->clip_skip);
+    lw_recipe_record_text(s->text.program, m, r, &t, want->clip_skip, s->zip);
     LW_TRY(finish_plan(s, &s->text, err));
     for (int32_t k = 0; k < want->n_controls && !r->hint_each_step; k++) {
         LW_TRY(new_program(s, &s->hint[k], "hint", err));
