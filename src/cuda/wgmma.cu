@@ -130,7 +130,7 @@ enum meeting {
 };
 enum { COPYING_THREADS = FIRST_NOTING_WARP * 32 };
 /* Those that copy pass here, without waiting; those that multiply meet. */
-CU_DEVICE int begin_threads(const launch_args &a) { return COPYING_THREADS + a.groups * 128; }
+CU_DEVICE int begin_threads(const launch_args &a) { return FIRST_GROUP_WARP * 32 + a.groups * 128; }
 
 /* ---- layer norm */
 
@@ -624,6 +624,7 @@ __global__ void __launch_bounds__(MOST > NARROW ? WIDE_THREADS : MOST_THREADS, 1
         else {
             const int first = threadIdx.x - FIRST_NOTING_WARP * 32,
                       threads = (FIRST_GROUP_WARP - FIRST_NOTING_WARP) * 32;
+            warps_meet(BEGIN, begin_threads(a));
             if (in_cluster(a)) cluster_arrive();
             bring_columns(a, m, w, first, threads);
 #pragma unroll 1
