@@ -45,12 +45,14 @@ __device__ float sum_of(const cu_product_args &a, int g, int y, int x, int o) {
                               (static_cast<int64_t>(o) * a.kh * a.kw + ky * a.kw + kx) * a.in.c;
             for (int c = 0; c < a.in.c; c++) sum += __half2float(in[c]) * __half2float(w[c]);
         }
-    if (!a.folded) return sum;
-    const __half *in = static_cast<const __half *>(a.in.p) + g * a.in.sg + y * a.in.sh + x * a.in.sw;
+    if (!a.stats) return sum;
+    const int parts = a.in.c / CU_ROW_PART;
+    const float *stats = a.stats + ((static_cast<int64_t>(g) * a.in.h + y) * a.in.w + x) * parts * 2;
     float mean = 0, squares = 0;
-    for (int c = 0; c < a.in.c; c++) mean += __half2float(in[c]) / a.in.c;
-    for (int c = 0; c < a.in.c; c++) squares += (__half2float(in[c]) - mean) * (__half2float(in[c]) - mean);
-    return (sum - mean * a.folded[2 * o]) * rsqrtf(squares / a.in.c + a.eps) + a.folded[2 * o + 1];
+    for (int i = 0; i < parts; i++) mean += stats[2 * i] / parts;
+    for (int i = 0; i < parts; i++)
+        squares += stats[2 * i + 1] + CU_ROW_PART * (stats[2 * i] - mean) * (stats[2 * i] - mean);
+    return sum * rsqrtf(squares / a.in.c + a.eps);
 }
 
 __device__ float with_vectors(const cu_epilogue &e, int g, int o, float v) {
@@ -107,8 +109,20 @@ float *new_floats(job &j, size_t n, uint32_t seed) {
     return static_cast<float *>(p);
 }
 
-/* extras: bit 0 bias, 1 addend, 2 residual, 3 scale, 4 SiLU, 5 a layer norm (of matrices). copies: of the weights, one
- * after the other. */
+/* Statistics of so many parts of rows: means, and squared deviations that are none below 0. */
+float *new_stats(job &j, size_t parts, uint32_t seed) {
+    float *p = new_floats(j, 2 * parts, seed);
+    std::vector<float> host(2 * parts);
+    MUST(cudaMemcpy(host.data(), p, host.size() * 4, cudaMemcpyDeviceToHost));
+    for (size_t i = 1; i < host.size(); i += 2) host[i] = 64 + 40 * host[i];
+    MUST(cudaMemcpy(p, host.data(), host.size() * 4, cudaMemcpyHostToDevice));
+    return p;
+}
+
+enum { EXTRA_STATS = 32, EXTRA_ROW_STATS = 64 };
+
+/* extras: bit 0 bias, 1 addend, 2 residual, 3 scale, 4 SiLU, then EXTRA_…. copies: of the weights, one after the
+ * other. */
 job make_job(const shape &s, int extras, int copies, uint32_t seed = 0) {
     job j;
     const int oh = out_size(s.h, s), ow = out_size(s.w, s), rows = s.geglu ? 2 * s.o : s.o;
@@ -134,7 +148,8 @@ job make_job(const shape &s, int extras, int copies, uint32_t seed = 0) {
     if (extras & 2) j.a.epi.addend = dense(addend, s.n, 1, 1, rows);
     if (extras & 4) j.a.epi.residual = dense(residual, s.n, oh, ow, s.o);
     if (extras & 8) j.a.epi.scale = new_floats(j, s.n, 7 + seed), j.a.epi.scale_sg = s.n == 1 ? 0 : 1;
-    if (extras & 32) j.a.folded = new_floats(j, 2 * static_cast<size_t>(rows), 8 + seed), j.a.eps = 1e-5f;
+    if (extras & EXTRA_STATS) j.a.stats = new_stats(j, in_values / CU_ROW_PART, 8 + seed), j.a.eps = 1e-5f;
+    if (extras & EXTRA_ROW_STATS) j.a.row_stats = new_stats(j, j.out_values / CU_ROW_PART, 9 + seed);
     if (s.geglu) j.a.epi.act = CU_ACT_GEGLU;
     else if (extras & 16) j.a.epi.act = CU_ACT_SILU;
     j.flop = 2.0 * s.n * oh * ow * static_cast<double>(j.weight_values);
@@ -158,6 +173,7 @@ const shape awkward[] = {
     {"stride 2 late", 1, 32, 48, 64, 64, 3, 2, 0, false},  {"1x1 stride 2", 3, 8, 8, 64, 64, 1, 2, 0, false},
     {"many tiles", 1, 1, 36000, 136, 328, 1, 1, 0, false}, {"many gated", 1, 1, 20000, 320, 200, 1, 1, 0, true},
     {"pictures", 3, 20, 30, 72, 64, 1, 1, 0, false},       {"cut patches", 3, 13, 24, 136, 72, 3, 1, 1, false},
+    {"21 parts", 1, 1, 200, 1344, 192, 1, 1, 0, false},    {"23 parts", 1, 1, 90, 1472, 320, 1, 1, 0, true},
 };
 
 /* The launch before: lets the next one in at once, and has its input ready only a while later. */
@@ -209,6 +225,29 @@ bool equals(const shape &s, const variant &v, int member, const std::vector<__ha
     return false;
 }
 
+/* The statistics of rows that a product left, against those of the plain kernel's output. */
+bool rows_equal(const shape &s, const variant &v, int member, const job &j, const std::vector<float> &want) {
+    std::vector<float> got(2 * want.size() / CU_ROW_PART);
+    MUST(cudaMemcpy(got.data(), j.a.row_stats, got.size() * 4, cudaMemcpyDeviceToHost));
+    for (size_t part = 0; part < got.size() / 2; part++) {
+        double mean = 0, squares = 0;
+        for (int i = 0; i < CU_ROW_PART; i++) mean += static_cast<double>(want[part * CU_ROW_PART + i]) / CU_ROW_PART;
+        for (int i = 0; i < CU_ROW_PART; i++) {
+            const double d = static_cast<double>(want[part * CU_ROW_PART + i]) - mean;
+            squares += d * d;
+        }
+        const double apart = std::fabs(static_cast<double>(got[2 * part]) - mean),
+                     off = std::fabs(static_cast<double>(got[2 * part + 1]) - squares);
+        if (apart <= 2e-3 * (1 + std::fabs(mean)) && off <= 1e-2 * (1 + squares)) continue;
+        std::printf("FAIL %-14s tile %-9s splits %d pairs %d overlap %d member %d of %d: statistics of part %zu: %g %g "
+                    "not %g %g\n",
+                    s.name, cu_product_tiles[v.tile].name, v.splits, v.pairs, v.overlap, member + 1, v.members, part,
+                    static_cast<double>(got[2 * part]), static_cast<double>(got[2 * part + 1]), mean, squares);
+        return false;
+    }
+    return true;
+}
+
 /* Runs twice over poisoned outputs, and input that is not there yet where launches overlap: errors against the plain
  * kernel, and whether both runs gave the same bits. */
 bool check_one(const shape &s, std::vector<job> &jobs, const std::vector<std::vector<float>> &want, void *encode,
@@ -223,6 +262,8 @@ bool check_one(const shape &s, std::vector<job> &jobs, const std::vector<std::ve
             args[m] = j.a;
             args[m].tile = v.tile, args[m].splits = v.splits, args[m].pairs = v.pairs;
             MUST(cudaMemsetAsync(j.a.out.p, 0xff, j.out_values * 2, stream));
+            if (j.a.row_stats)
+                MUST(cudaMemsetAsync(j.a.row_stats, 0xff, j.out_values / CU_ROW_PART * 2 * sizeof(float), stream));
             if (v.overlap) MUST(cudaMemsetAsync(j.a.in.p, 0xff, j.in_values * 2, stream));
         }
         for (int m = v.members - 1; m >= 0 && v.overlap; m--)
@@ -244,6 +285,7 @@ bool check_one(const shape &s, std::vector<job> &jobs, const std::vector<std::ve
     bool fine = true;
     for (int m = 0; m < v.members; m++) {
         fine &= equals(s, v, m, got[0][m], want[m]);
+        if (jobs[m].a.row_stats) fine &= rows_equal(s, v, m, jobs[m], want[m]);
         if (std::memcmp(got[0][m].data(), got[1][m].data(), got[0][m].size() * 2)) {
             std::printf("FAIL %-14s tile %-9s splits %d pairs %d overlap %d: other bits the second time\n", s.name,
                         cu_product_tiles[v.tile].name, v.splits, v.pairs, v.overlap);
@@ -259,14 +301,20 @@ int check(void *encode, int only) {
         if (only >= 0 && tile != only) continue;
         const bool stays = tile >= CU_N_WGMMA_TILES;
         for (const shape &s : awkward)
-            for (int normed = 0; normed <= (!stays && s.k == 1 && s.stride == 1); normed++) {
-                const int possible = stays ? (s.geglu ? 1 : 1 | 4) : 31, /* of make_job's extras */
-                    before = failed, extras = (static_cast<int>(&s - awkward) * 7 % 32 & possible) | (normed ? 32 : 0);
+            for (int more : {0, int(EXTRA_STATS), int(EXTRA_ROW_STATS)}) {
+                if (more == EXTRA_STATS && (s.k > 1 || s.stride > 1 || s.c % CU_ROW_PART)) continue;
+                if (more == EXTRA_ROW_STATS &&
+                    (stays || s.geglu || s.o % CU_ROW_PART || cu_product_tiles[tile].columns % CU_ROW_PART))
+                    continue;
+                int possible = stays ? (s.geglu ? 1 : 1 | 4) : 31; /* of make_job's extras */
+                if (more == EXTRA_ROW_STATS) possible &= ~16;
+                if (more == EXTRA_STATS && stays) possible = 1;
+                const int before = failed, extras = (static_cast<int>(&s - awkward) * 7 % 32 & possible) | more;
                 std::vector<job> jobs = {make_job(s, extras, 1), make_job(s, extras, 1, 100)};
                 const std::vector<std::vector<float>> want = {plain_values(jobs[0]), plain_values(jobs[1])};
                 cu_tiling t;
                 cu_wgmma_tiling(&t, &jobs[0].a, cu_product_tiles[tile].rows);
-                const int most = !can(tile, jobs[0].a) ? 0 : stays || normed || s.geglu ? 1 : CU_WGMMA_MAX_SPLITS;
+                const int most = !can(tile, jobs[0].a) ? 0 : stays || s.geglu ? 1 : CU_WGMMA_MAX_SPLITS;
                 for (int splits = 1; splits <= most; splits *= 2)
                     for (int pairs = 0; pairs <= (!stays && cu_can_pair(&t, splits)); pairs++)
                         for (int overlap = 0; overlap < 2; overlap++)

@@ -116,10 +116,9 @@ bool cu_rows_uniform(const lw_view *v);
 
 /* A matrix as every product reads it: [O][kh][kw][I] of dtype. */
 lw_status cu_want_matrix(lw_params *params, lw_param p, lw_dtype dtype, int32_t *index, lw_error *err);
-/* The matrix of a linear that reads layer-normed rows, with the norm's factors: [O][I] half, and of each row the sum of
- * those halves and the product with the norm's offsets: [O][2] floats. */
-lw_status cu_want_folded(lw_params *params, lw_param w, const lw_norm *norm, int32_t *matrix, int32_t *sums,
-                         lw_error *err);
+/* Matrix and bias of a linear that takes a layer norm into them (lw_param_fold): [O][I] half and [O] floats. */
+lw_status cu_want_folded(lw_params *params, lw_param w, lw_param bias, const lw_norm *norm, int32_t *matrix,
+                         int32_t *offsets, lw_error *err);
 /* Plain floats, or index -1 for no parameter. */
 lw_status cu_want_vector(lw_params *params, lw_param p, int32_t *index, lw_error *err);
 

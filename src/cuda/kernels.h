@@ -146,10 +146,11 @@ typedef struct cu_product_args {
     cu_view in, out; /* out.c is half of n_rows for GEGLU */
     const void *weights;
     int32_t n_rows, kh, kw, stride, pad_top, pad_left;
-    /* wgmma.cu alone, NULL: none. Of a linear over layer-normed rows whose weights hold the norm's factors: of each weight
-     * row its sum and its product with the norm's offsets. */
-    const float *folded;
+    /* wgmma.cu and turns.cu alone, NULL: none. Of a linear whose weights and bias hold a layer norm (lw_param_fold): the
+     * input's row statistics, as in lw_product_args, dense: each row's sums are divided by its deviation. */
+    const float *stats;
     float eps;
+    float *row_stats; /* wgmma.cu alone, NULL: not wanted; written for dense out, no activation, tiles of whole parts */
     bool pairs; /* wgmma.cu alone: two tiles of pixels share the copies of weights, where they can (cu_can_pair) */
     /* wgmma.cu alone, shortcut_weights NULL: none. A 1x1 product of cat(shortcut_a, shortcut_b), as large as the output, that
      * is added to the sum: weights [n_rows][c of both], its bias or NULL; epi has no act and no scale then. */
@@ -165,8 +166,8 @@ enum { CU_TILE_64, CU_TILE_128, CU_TILE_F32, CU_N_TILES };
 enum { CU_PRODUCT_STEP = 64 }; /* values of the sum in one pipeline step of the half kernels */
 cudaError_t cu_product(cu_order order, const cu_product_args *args);
 
-/* ---- products on Hopper (wgmma.cu): half only, out.c is half of n_rows for GEGLU, splits 1, 2, 4 or 8,
- * but 1 for GEGLU and where folded */
+/* ---- products on Hopper (wgmma.cu): half only, out.c is half of n_rows for GEGLU, splits 1, 2, 4 or 8, but 1 for
+ * GEGLU */
 
 /* X(index, rows, columns, blocks a multiprocessor); 64 rows are a group of four warps. */
 #define CU_WGMMA_TILES(X)                                                                                              \

@@ -28,8 +28,6 @@ const cu_model cu_h200 = {.n_sm = 132,
                           .finish = 7.29,
                           .across = 6.43,
                           .beside = 0.99,
-                          .useful = 0.76,
-                          .normed = 1.35,
                           .turn = 6.85,
                           .stay = 1169,
                           .stream = 533,
@@ -76,17 +74,13 @@ double cu_product_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int3
            1e-3;
 }
 
-double cu_layer_norm_us(const cu_model *m, int64_t values) {
-    return (m->launch + 2300 + 4.0 * (double)values / (m->memory * m->useful)) * 1e-3;
-}
-
-/* A part of two steps or more: of one alone the ring is for nothing. Normed rows and gates are not split (wgmma.cu). */
+/* A part of two steps or more: of one alone the ring is for nothing. Gates are not split (wgmma.cu). */
 cu_choice cu_product_splits(const cu_model *m, const cu_product_args *a, int32_t members, int32_t tile) {
     cu_tiling t;
     cu_wgmma_tiling(&t, a, cu_product_tiles[tile].rows);
     t.steps += cu_shortcut_steps(a);
     cu_choice best = {.tile = tile, .splits = 1, .us = cu_product_us(m, &t, a->n_rows, members, tile, 1, 0)};
-    const int32_t most = tile < CU_N_WGMMA_TILES && !a->folded && a->epi.act != CU_ACT_GEGLU ? CU_WGMMA_MAX_SPLITS : 1;
+    const int32_t most = tile < CU_N_WGMMA_TILES && a->epi.act != CU_ACT_GEGLU ? CU_WGMMA_MAX_SPLITS : 1;
     for (int32_t s = 1; s <= most && tile < CU_N_WGMMA_TILES; s *= 2) {
         if (s > 1 && t.steps < 2 * s) break;
         for (int pairs = 0; pairs <= cu_can_pair(&t, s); pairs++) {
@@ -101,6 +95,7 @@ cu_choice cu_product_splits(const cu_model *m, const cu_product_args *a, int32_t
 cu_choice cu_product_choose(const cu_model *m, const cu_product_args *a, int32_t members, bool turns) {
     cu_choice best = cu_product_splits(m, a, members, 0);
     for (int32_t tile = 1; tile < (turns ? CU_N_PRODUCT_TILES : CU_N_WGMMA_TILES); tile++) {
+        if (a->row_stats && cu_product_tiles[tile].columns % CU_ROW_PART) continue;
         const cu_choice c = cu_product_splits(m, a, members, tile);
         if (c.us <= best.us) best = c;
     }

@@ -28,8 +28,6 @@ typedef struct cu_model {
     double finish;   /* ns of 64 sums: their way through shared memory, and the epilogue */
     double across;   /* ns of 64 sums of another block of the cluster on their way to this one */
     double beside;   /* of a second block on a multiprocessor, the part of finish that the first does not cover */
-    double useful;   /* of memory: what norms reach */
-    double normed;   /* times the product's alone that one takes which sums up its rows, for a layer norm */
     double stay;     /* as ends, of a block that stays */
     double turn;     /* ns of 64 sums of a block that stays, on their way out while others are made */
     double stream;   /* bytes a ns that the copy engine brings to such a block */
@@ -51,9 +49,6 @@ double cu_product_us(const cu_model *m, const cu_tiling *t, int32_t n_rows, int3
 cu_choice cu_product_splits(const cu_model *m, const cu_product_args *a, int32_t members, int32_t tile);
 /* The best tile with its splits; turns: of turns.cu's, too. */
 cu_choice cu_product_choose(const cu_model *m, const cu_product_args *a, int32_t members, bool turns);
-
-/* A layer norm of so many halfs by itself, read and written: what `linework-gpu-norm` measured, within a fifth. */
-double cu_layer_norm_us(const cu_model *m, int64_t values);
 
 /* Whether a product has so many channels that at most half of each step is zeros. Below that mma.sync is faster: 8
  * channels, 48x32 twice, 320 columns took 8.7 us there and 14.6 here. */

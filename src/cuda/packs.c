@@ -3,6 +3,7 @@
  */
 #include "cuda/device.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -75,52 +76,58 @@ lw_status cu_want_matrix(lw_params *params, lw_param p, lw_dtype dtype, int32_t 
 
 /* ---- a matrix with a layer norm in it */
 
+/* A row sums up to 0, and its halves should: what they sum up to is multiplied by the mean of what is normed. So some of
+ * those that were rounded to the side of the sum are rounded to the other one, the nearly even first. */
+static void round_to_no_sum(const float *from, uint16_t *to, size_t n) {
+    double sum = 0;
+    lw_to_f16(from, to, n);
+    for (size_t i = 0; i < n; i++) sum += (double)lw_f16_to_f32(to[i]);
+    for (int pass = 0; pass < 2; pass++)
+        for (size_t i = 0; i < n && sum != 0; i++) {
+            const bool up = sum < 0, away = up == !(to[i] >> 15);
+            if (!(to[i] & 0x7fff) || (to[i] & 0x7fff) >= 0x7bff) continue; /* 0 and the largest stay */
+            const uint16_t other = (uint16_t)(away ? to[i] + 1 : to[i] - 1);
+            const double now = (double)lw_f16_to_f32(to[i]), step = (double)lw_f16_to_f32(other) - now,
+                         share = ((double)from[i] - now) / step; /* of the step: over 0 on the other side */
+            if (share < (pass ? 0 : 0.25) || fabs(sum + step) >= fabs(sum)) continue;
+            sum += step;
+            to[i] = other;
+        }
+}
+
 /* Rows of a folded parameter (lw_param_fold), without the offset behind each. */
 static lw_status fill_folded(const void *user, const float *logical, const int64_t d[4], void *dst, lw_error *err) {
     const size_t columns = (size_t)d[1] - 1;
     uint16_t *to = dst;
     (void)user, (void)err;
-    for (int64_t r = 0; r < d[0]; r++, logical += columns + 1, to += columns) lw_to_f16(logical, to, columns);
+    for (int64_t r = 0; r < d[0]; r++, logical += columns + 1, to += columns) round_to_no_sum(logical, to, columns);
     return LW_OK;
 }
 
-/* Of each row the sum of what the product will read, and the offset. */
-static lw_status fill_folded_sums(const void *user, const float *logical, const int64_t d[4], void *dst,
-                                  lw_error *err) {
-    enum { TILE = 512 };
-    const size_t columns = (size_t)d[1] - 1;
+/* The offset of each row. */
+static lw_status fill_offsets(const void *user, const float *logical, const int64_t d[4], void *dst, lw_error *err) {
     float *to = dst;
-    uint16_t rounded[TILE];
     (void)user, (void)err;
-    for (int64_t r = 0; r < d[0]; r++, logical += columns + 1) {
-        double sum = 0;
-        for (size_t at = 0; at < columns; at += TILE) {
-            const size_t n = columns - at < TILE ? columns - at : TILE;
-            lw_to_f16(logical + at, rounded, n);
-            for (size_t c = 0; c < n; c++) sum += (double)lw_f16_to_f32(rounded[c]);
-        }
-        *to++ = (float)sum;
-        *to++ = logical[columns];
-    }
+    for (int64_t r = 0; r < d[0]; r++) to[r] = logical[(r + 1) * d[1] - 1];
     return LW_OK;
 }
 
-lw_status cu_want_folded(lw_params *params, lw_param w, const lw_norm *norm, int32_t *matrix, int32_t *sums,
-                         lw_error *err) {
+lw_status cu_want_folded(lw_params *params, lw_param w, lw_param bias, const lw_norm *norm, int32_t *matrix,
+                         int32_t *offsets, lw_error *err) {
     lw_param folded;
     int64_t d[4];
-    LW_TRY(lw_param_fold(params, w, norm->gamma, norm->beta, &folded, err));
+    LW_TRY(lw_param_fold(params, w, bias, norm->gamma, norm->beta, &folded, err));
     lw_param_dims(params, folded, d);
     const lw_form rows = {.key = "folded_f16",
                           .bytes = (size_t)(d[0] * (d[1] - 1)) * sizeof(uint16_t),
                           .by_rows = true,
                           .fill = fill_folded},
-                  pairs = {.key = "folded_sums",
-                           .bytes = (size_t)d[0] * 2 * sizeof(float),
-                           .by_rows = true,
-                           .fill = fill_folded_sums};
+                  behind = {.key = "folded_offsets",
+                            .bytes = (size_t)d[0] * sizeof(float),
+                            .by_rows = true,
+                            .fill = fill_offsets};
     LW_TRY(lw_pack_request(params, folded, &rows, matrix, err));
-    return lw_pack_request(params, folded, &pairs, sums, err);
+    return lw_pack_request(params, folded, &behind, offsets, err);
 }
 
 lw_status cu_want_vector(lw_params *params, lw_param p, int32_t *index, lw_error *err) {

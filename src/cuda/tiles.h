@@ -29,6 +29,7 @@
 enum {
     CU_CHUNK = 64, /* channels of a step: 128 bytes of half, the widest row that the swizzle knows */
     CU_CHUNK_BYTES = 128,
+    CU_ROW_PART = 64,       /* channels of a part of a row's statistics */
     CU_ATTENTION_KEYS = 96, /* of a tile of attention */
     CU_BOX_LIMIT = 256,     /* the copy engine's boxes are no larger in any direction */
     CU_RING_LIMIT = 8,      /* boxes in a ring */
@@ -162,8 +163,8 @@ typedef struct cu_ring {
 /* A row of sums, or of a part, in shared memory: rows of a warp's accesses fall into different banks. */
 CU_BOTH int32_t cu_sums_row(int32_t columns) { return columns + 8; }
 
-/* What a block has before its boxes: a place for each row, four floats for each column, barriers. */
-CU_BOTH int32_t cu_block_bytes(int32_t rows, int32_t columns) { return rows * 16 + columns * 16 + CU_BARRIER_BYTES; }
+/* What a block has before its boxes: of each row a place and a factor, of each column two floats, barriers. */
+CU_BOTH int32_t cu_block_bytes(int32_t rows, int32_t columns) { return rows * 20 + columns * 8 + CU_BARRIER_BYTES; }
 
 /* For tiles of rows x columns, `blocks` of them on a multiprocessor. */
 static inline cu_ring cu_ring_of(const cu_tiling *t, int32_t rows, int32_t columns, int32_t blocks, int32_t splits) {
@@ -187,7 +188,7 @@ static inline bool cu_turns_fit(const cu_product_args *a) {
     const cu_epilogue *e = &a->epi;
     const bool gated = e->act == CU_ACT_GEGLU;
     return a->kh == 1 && a->kw == 1 && a->stride == 1 && !a->pad_top && !a->pad_left && !a->shortcut_weights &&
-           !a->folded && !e->addend.p && !e->scale && (gated || e->act == CU_ACT_NONE) &&
+           !a->row_stats && (!a->stats || !e->residual.p) && !e->addend.p && !e->scale && (gated || e->act == CU_ACT_NONE) &&
            (!e->residual.p || (!gated && e->residual.half && cu_is_flat(&e->residual))) && cu_is_flat(&a->in) &&
            cu_is_flat(&a->out);
 }

@@ -6,7 +6,8 @@
  * multiplies. The ring of stages goes on through all tiles, so that no tile waits for its first copies.
  *
  * Sums begin with bias and residual, which are read while the other group multiplies: after the sums there is nothing
- * left to read. A GEGLU's values and gates are the same thread's sums, half a tile apart. */
+ * left to read. A GEGLU's values and gates are the same thread's sums, half a tile apart. Where rows are layer-normed
+ * (wgmma.cu), sums begin with bias times the row's deviation, by which they are divided in the end. */
 #include "cuda/gelu.h"
 #include "cuda/hopper.cuh"
 
@@ -14,7 +15,7 @@ namespace {
 
 struct member {
     CUtensorMap input, weights;
-    const float *bias;
+    const float *bias, *stats; /* stats: of the input's rows, or NULL */
     const __half *residual;
     __half *out;
 };
@@ -24,6 +25,8 @@ struct launch_args {
     int32_t tiles, steps, rows, columns; /* of the output */
     int32_t gates;                       /* GEGLU: columns, else 0 */
     int32_t input_bytes;                 /* of a step */
+    int32_t channels;                    /* of the input, read where there are statistics, as: */
+    float eps;
     int64_t out_stride, residual_stride;
     cu_divider by_member, by_row; /* tiles of a member; of a row of tiles */
     member of[CU_MAX_MEMBERS];
@@ -167,9 +170,46 @@ CU_DEVICE void take_residual(const launch_args &a, const tile_place &p, float (&
     }
 }
 
+/* Of the rows of a thread's sums: cu_sum_row gives 2 for each 64. */
+template <int HEIGHT> struct deviations {
+    float of[HEIGHT][2], over[HEIGHT][2]; /* over: 1 / of */
+
+    /* 1 where rows are not normed. Each lane does one of its warp's rows, and hands it to those that have its sums. */
+    __device__ __forceinline__ void load(const launch_args &a, const tile_place &p) {
+        static_assert(HEIGHT * 16 == 32, "a row for each lane");
+        float mine = 1, over_mine = 1;
+        const int lane = threadIdx.x % 32;
+        if (p.m->stats) {
+            const int parts = a.channels / CU_ROW_PART,
+                      row = min(p.row + lane / 16 * 64 + threadIdx.x % 128 / 32 * 16 + lane % 16, a.rows - 1);
+            const float2 *part = reinterpret_cast<const float2 *>(p.m->stats) + static_cast<int64_t>(row) * parts;
+            const float about = part->x; /* means of the parts are as far from this as they are from each other */
+            float sum = 0, between = 0, within = 0;
+#pragma unroll 5
+            for (int i = 0; i < parts; i++) {
+                const float d = part[i].x - about;
+                sum += d, between += d * d, within += part[i].y;
+            }
+            between = fmaxf(between - __fdividef(sum * sum, static_cast<float>(parts)), 0.0f);
+            const float variance = __fdividef(within + CU_ROW_PART * between, static_cast<float>(a.channels)) + a.eps;
+            over_mine = rsqrtf(variance);
+            mine = variance * over_mine;
+        }
+#pragma unroll
+        for (int i = 0; i < HEIGHT; i++)
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const int from = i * 16 + cu_sum_row(lane, 2 * k);
+                of[i][k] = __shfl_sync(CU_ALL_LANES, mine, from);
+                over[i][k] = __shfl_sync(CU_ALL_LANES, over_mine, from);
+            }
+    }
+};
+
 /* Sums = bias, or += bias to a residual. */
 template <int HEIGHT, int BN, epilogue E>
-CU_DEVICE void add_bias(const launch_args &a, const tile_place &p, float (&d)[HEIGHT][BN / 2]) {
+CU_DEVICE void add_bias(const launch_args &a, const tile_place &p, const deviations<HEIGHT> &s,
+                        float (&d)[HEIGHT][BN / 2]) {
     const int wide = E == GATED ? BN / 2 : BN, first = p.tile * wide;
     const float *bias = p.m->bias;
 #pragma unroll
@@ -182,17 +222,18 @@ CU_DEVICE void add_bias(const launch_args &a, const tile_place &p, float (&d)[HE
         for (int i = 0; i < HEIGHT; i++)
 #pragma unroll
             for (int k = 0; k < 4; k++)
-                d[i][v + k] = E == RESIDUAL ? d[i][v + k] + (k % 2 ? b.y : b.x) : k % 2 ? b.y : b.x;
+                d[i][v + k] = E == RESIDUAL ? d[i][v + k] + (k % 2 ? b.y : b.x) : (k % 2 ? b.y : b.x) * s.of[i][k / 2];
     }
 }
 
 /* What the sums begin with. The residual before the bias: the other way round ptxas finds that the matrix unit had to
  * wait for each of its instructions (C7515). */
 template <typename R, int HEIGHT, int BN, epilogue E>
-CU_DEVICE void begin_sums(const launch_args &a, const tile_place &p, float (&d)[HEIGHT][BN / 2],
-                          unsigned char *staged) {
+CU_DEVICE void begin_sums(const launch_args &a, const tile_place &p, deviations<HEIGHT> &s,
+                          float (&d)[HEIGHT][BN / 2], unsigned char *staged) {
     if (E == RESIDUAL) take_residual<R, HEIGHT, BN>(a, p, d, staged);
-    add_bias<HEIGHT, BN, E>(a, p, d);
+    else s.load(a, p);
+    add_bias<HEIGHT, BN, E>(a, p, s, d);
 #pragma unroll
     for (int i = 0; i < HEIGHT; i++) sums_pin(d[i]); /* all are there before the matrix unit is asked */
 }
@@ -227,15 +268,17 @@ CU_DEVICE void multiply(float (&d)[HEIGHT][BN / 2], position &k, int steps, int 
 
 /* Sums to halfs, through the warp's own rows of shared memory, so that stores are 16 bytes. */
 template <typename R, int HEIGHT, int BN, epilogue E>
-CU_DEVICE void write(const launch_args &a, const tile_place &p, float (&d)[HEIGHT][BN / 2], unsigned char *staged) {
+CU_DEVICE void write(const launch_args &a, const tile_place &p, const deviations<HEIGHT> &s,
+                     float (&d)[HEIGHT][BN / 2], unsigned char *staged) {
     const int wide = E == GATED ? BN / 2 : BN, lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < HEIGHT; i++) {
         __syncwarp();
 #pragma unroll
         for (int v = 0; v < wide / 2; v += 2) {
-            float x = d[i][v], y = d[i][v + 1];
-            if (E == GATED) x *= cu_gelu(d[i][v + BN / 4]), y *= cu_gelu(d[i][v + BN / 4 + 1]);
+            const float by = E == RESIDUAL ? 1.0f : s.over[i][v / 2 % 2];
+            float x = d[i][v] * by, y = d[i][v + 1] * by;
+            if (E == GATED) x *= cu_gelu(d[i][v + BN / 4] * by), y *= cu_gelu(d[i][v + BN / 4 + 1] * by);
             *reinterpret_cast<__half2 *>(staged + cu_sum_row(lane, v) * R::STAGED_ROW + cu_sum_column(lane, v) * 2) =
                 __floats2half2_rn(x, y);
         }
@@ -286,10 +329,11 @@ __global__ void __launch_bounds__(THREADS, 1) turns_kernel(const __grid_constant
     float d[HEIGHT][BN / 2];
     for (int tile = blockIdx.x + group * blocks; tile < a.tiles; tile += GROUPS * blocks) {
         const tile_place p = place_of(a, tile, R::BM);
-        begin_sums<R, HEIGHT, BN, E>(a, p, d, staged);
+        deviations<HEIGHT> s;
+        begin_sums<R, HEIGHT, BN, E>(a, p, s, d, staged);
         multiply<R, HEIGHT, BN>(d, k, a.steps, group, tile + blocks < a.tiles, stages, full, empty);
         k.skip(a.steps, R::STAGES); /* the other group's */
-        write<R, HEIGHT, BN, E>(a, p, d, staged);
+        write<R, HEIGHT, BN, E>(a, p, s, d, staged);
     }
 #endif
 }
@@ -309,6 +353,8 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
     args.rows = t.w;
     args.columns = first.out.c;
     args.gates = E == GATED ? first.out.c : 0;
+    args.channels = first.in.c;
+    args.eps = first.eps;
     args.input_bytes = t.box_rows * CU_CHUNK_BYTES;
     args.out_stride = first.out.sw;
     args.residual_stride = first.epi.residual.sw;
@@ -322,6 +368,7 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
             !encode_weights(make, &m.weights, of[i].weights, first.in.c, 1, first.n_rows, E == GATED ? BN / 2 : BN))
             return cudaErrorInvalidValue;
         m.bias = of[i].epi.bias;
+        m.stats = of[i].stats;
         m.residual = static_cast<const __half *>(of[i].epi.residual.p);
         m.out = static_cast<__half *>(of[i].out.p);
     }

@@ -8,12 +8,12 @@
 typedef struct wgmma_state {
     int32_t weights[CU_MAX_MEMBERS], bias[CU_MAX_MEMBERS];
     cu_choice choice;
-    bool normed; /* with a layer norm's: */
-    int32_t sums[CU_MAX_MEMBERS];
+    bool normed; /* a layer norm is in weights and bias */
     int32_t shortcut_weights[CU_MAX_MEMBERS], shortcut_bias[CU_MAX_MEMBERS]; /* -1: none */
 } wgmma_state;
 
 enum { ANY_TILE = -1 };
+_Static_assert((int)CU_ROW_PART == (int)LW_ROW_PART, "one layout of statistics");
 
 /* Of a product whose prologue is still in it, too: what it leaves for the tactic is dense, of the size of out. */
 static bool supports(const lw_backend *backend, const lw_params *params, const lw_op *op, int32_t tile) {
@@ -28,12 +28,16 @@ static bool supports(const lw_backend *backend, const lw_params *params, const l
         int64_t d[4], rows = (int64_t)out->g * out->n * out->h * out->w;
         lw_param_dims(params, p->w, d);
         if (rows >= 1 << 21 || d[1] * d[2] * d[3] >= 1 << 30) return false;
+        if (lw_view_is(p->row_stats) && (p->epi.act != LW_ACT_NONE || !lw_row_stats_fit(out) || !lw_view_dense(out) ||
+                                         !lw_view_dense(&p->row_stats)))
+            return false;
         if (tile == ANY_TILE) {
             if (!cu_wgmma_fills((int32_t)d[1])) return false;
             continue;
         }
         /* a tile of twice what there is only wastes */
         const cu_tile_size *t = &cu_product_tiles[tile];
+        if (lw_view_is(p->row_stats) && t->columns % CU_ROW_PART) return false;
         if ((t->rows > 64 && t->rows >= 2 * rows) || (t->columns > 64 && t->columns >= 2 * d[0])) return false;
     }
     return true;
@@ -48,9 +52,9 @@ static cu_view shape_of(lw_view v) {
 
 /* A member as far as it is known before it runs: sizes, and what there is. */
 static cu_product_args sizes_of(const lw_params *params, const lw_product_args *p, bool normed) {
-    static const float folded = 0; /* that there is one */
     cu_product_args a = cu_product_of(params, p);
-    a.folded = normed ? &folded : NULL;
+    a.stats = normed ? shape_of(p->in.norm.stats_a).p : NULL;
+    a.row_stats = shape_of(p->row_stats).p;
     a.shortcut_weights = shape_of(p->shortcut_a).p;
     a.epi = (cu_epilogue){.act = (int32_t)p->epi.act,
                           .addend = shape_of(p->epi.addend),
@@ -59,9 +63,9 @@ static cu_product_args sizes_of(const lw_params *params, const lw_product_args *
     return a;
 }
 
-static bool turns_fit(const cu_backend *b, const lw_params *params, const lw_op *op) {
+static bool turns_fit(const cu_backend *b, const lw_params *params, const lw_op *op, bool normed) {
     for (int32_t i = 0; i < op->n_member; i++) {
-        const cu_product_args a = sizes_of(params, &op->m[i].product, false);
+        const cu_product_args a = sizes_of(params, &op->m[i].product, normed);
         if (!cu_turns_fit(&a)) return false;
     }
     return b->turns;
@@ -69,13 +73,13 @@ static bool turns_fit(const cu_backend *b, const lw_params *params, const lw_op 
 
 static cu_choice choose(const cu_backend *b, const lw_params *params, const lw_op *op, int32_t tile, bool normed) {
     const cu_product_args a = sizes_of(params, &op->m->product, normed);
-    return tile == ANY_TILE ? cu_product_choose(&b->model, &a, op->n_member, !normed && turns_fit(b, params, op))
+    return tile == ANY_TILE ? cu_product_choose(&b->model, &a, op->n_member, turns_fit(b, params, op, normed))
                             : cu_product_splits(&b->model, &a, op->n_member, tile);
 }
 
 /* ---- a tactic's three functions, for a tile or for the model's choice (ANY_TILE) */
 
-/* normed: with the layer norm's factors in the weights. */
+/* normed: with the layer norm in weights and bias. */
 static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op, void **state, int32_t tile,
                          bool normed, lw_error *err) {
     wgmma_state *s = lw_alloc(1, sizeof *s);
@@ -85,8 +89,11 @@ static lw_status prepare(lw_backend *backend, lw_params *params, const lw_op *op
     s->normed = normed;
     for (int32_t i = 0; i < op->n_member; i++) {
         const lw_product_args *p = &op->m[i].product;
-        if (normed) LW_TRY(cu_want_folded(params, p->w, &p->in.norm, &s->weights[i], &s->sums[i], err));
-        else LW_TRY(cu_want_matrix(params, p->w, LW_F16, &s->weights[i], err));
+        if (normed) {
+            LW_TRY(cu_want_folded(params, p->w, p->bias, &p->in.norm, &s->weights[i], &s->bias[i], err));
+            continue;
+        }
+        LW_TRY(cu_want_matrix(params, p->w, LW_F16, &s->weights[i], err));
         LW_TRY(cu_want_vector(params, p->bias, &s->bias[i], err));
     }
     return LW_OK;
@@ -102,8 +109,9 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
         a[i].tile = s->choice.tile;
         a[i].splits = s->choice.splits;
         a[i].pairs = s->choice.pairs && cu_of(backend)->pairs;
+        a[i].row_stats = lw_at(r, p->row_stats);
         if (s->normed) {
-            a[i].folded = lw_pack_data(params, s->sums[i]);
+            a[i].stats = lw_at(r, p->in.norm.stats_a);
             a[i].eps = p->in.norm.eps;
         }
         if (lw_view_is(p->shortcut_a)) {
@@ -118,7 +126,8 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
 }
 
 enum {
-    TAKES = LW_TAKES_ADDEND | LW_TAKES_ACT | LW_TAKES_GEGLU | LW_TAKES_SCALE | LW_TAKES_RESIDUAL | LW_TAKES_MEMBERS
+    TAKES = LW_TAKES_ADDEND | LW_TAKES_ACT | LW_TAKES_GEGLU | LW_TAKES_SCALE | LW_TAKES_RESIDUAL | LW_TAKES_MEMBERS |
+            LW_TAKES_ROW_STATS
 };
 
 /* A tactic has no data of its own: each tile has functions that name it. */
@@ -143,7 +152,7 @@ CU_WGMMA_TILES(X)
 
 #define X(index, rows, columns)                                                                                        \
     static bool supports_##index(const lw_backend *b, const lw_params *params, const lw_op *op) {                      \
-        return supports(b, params, op, index) && turns_fit((const cu_backend *)b, params, op);                         \
+        return supports(b, params, op, index) && turns_fit((const cu_backend *)b, params, op, false);                         \
     }                                                                                                                  \
     TILE_TACTICS(index, "t" #rows "x" #columns)
 CU_TURNS_TILES(X)
@@ -170,27 +179,18 @@ static lw_status prepare_any(lw_backend *b, lw_params *params, const lw_op *op, 
 static const lw_tactic linear_any = {"linear_wgmma", LW_OP_LINEAR, TAKES, supports_any, prepare_any, run, cu_release};
 static const lw_tactic conv2d_any = {"conv2d_wgmma", LW_OP_CONV2D, TAKES, supports_any, prepare_any, run, cu_release};
 
-/* ---- a layer norm and its linear in one launch */
-
-/* Where there are many rows, a norm by itself and turns.cu's product may be faster. */
-static bool normed_pays(const cu_backend *b, const lw_params *params, const lw_op *op) {
-    const lw_view *in = &op->m->product.in.a;
-    const cu_product_args a = sizes_of(params, &op->m->product, false), with = sizes_of(params, &op->m->product, true);
-    const double normed = cu_product_choose(&b->model, &with, op->n_member, false).us,
-                 apart = cu_product_choose(&b->model, &a, op->n_member, turns_fit(b, params, op)).us;
-    return b->model.normed * normed <
-           apart + cu_layer_norm_us(&b->model, (int64_t)op->n_member * in->g * in->n * in->h * in->w * in->c);
-}
+/* ---- a layer norm in its linear, where the statistics of its rows are there */
 
 static bool supports_normed(const lw_backend *b, const lw_params *params, const lw_op *op) {
     for (int32_t i = 0; i < op->n_member; i++) {
         const lw_product_args *p = &op->m[i].product;
         const lw_prologue *in = &p->in;
-        if (in->norm.kind != LW_NORM_LAYER || lw_view_is(in->b) || in->act != LW_ACT_NONE || in->up2 ||
-            !lw_view_dense(&in->a) || in->a.g != p->out.g || in->a.n != p->out.n || p->kh * p->kw != 1)
+        if (in->norm.kind != LW_NORM_LAYER || !lw_view_is(in->norm.stats_a) || lw_view_is(in->b) ||
+            in->act != LW_ACT_NONE || in->up2 || !lw_view_dense(&in->a) || !lw_view_dense(&in->norm.stats_a) ||
+            in->a.g != p->out.g || in->a.n != p->out.n || !lw_row_stats_fit(&in->a) || p->kh * p->kw != 1)
             return false;
     }
-    return supports_any(b, params, op) && normed_pays((const cu_backend *)b, params, op);
+    return supports_any(b, params, op);
 }
 
 static lw_status prepare_normed(lw_backend *backend, lw_params *params, const lw_op *op, void **state,

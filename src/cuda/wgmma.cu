@@ -23,10 +23,10 @@
  *
  * A residual block's shortcut is further steps of the sum: of other inputs, by other weights, into the same registers.
  *
- * A layer norm before a linear costs no launch: with W' = W gamma (by columns), W (norm(x)) is (W' x - mean W' 1) /
- * deviation + W beta. The groups that multiply sum each row and its squares out of the boxes as they come, about the
- * row's first value. Such sums are not split, for what is taken off again would be lost in parts of halves; nor are
- * those of gates, which would multiply what is lost.
+ * A layer norm before a linear costs no launch: its factors are in the weights, of each row of which the mean is taken
+ * off, so that sums do not hang on the mean of what they multiply (lw_param_fold); what is left is to divide them by the
+ * deviation of their row. The product that makes the rows leaves their statistics, a part for each 64 channels. The sums
+ * of gates are not split, for they would multiply what is lost in parts of halves.
  *
  * One kernel has all tiles, whose sizes it is told: what is not the sum itself is the same code for all of them. A
  * network's launches are short and of many kinds, and a multiprocessor keeps some 128 KB of instructions; what a launch
@@ -46,7 +46,8 @@ struct member {
     CUtensorMap input, weights;
     CUtensorMap shortcut[2], shortcut_weights;
     const float *shortcut_bias; /* NULL: none */
-    const float *folded;        /* layer norm: sum and offset of each weight row; else NULL */
+    const float *stats;         /* of the input's rows, for a layer norm; else NULL */
+    float *row_stats;           /* of the output's; NULL: not wanted */
     cu_view out;
     cu_epilogue epi;
 };
@@ -63,7 +64,7 @@ struct launch_args {
     int32_t steps;                       /* t.steps, and those of the shortcut: */
     int32_t shortcut_chunks, shortcut_c; /* of its first input */
     int32_t gates;                       /* GEGLU: out.c, else 0 */
-    int32_t channels;                    /* of the input; read where the rows are normed, as: */
+    int32_t channels;                    /* of the input; read where there are its rows' statistics, as: */
     float eps;
     cu_divider by_picture, by_w, by_n; /* of the output: pixels, pixels of a row, n */
     cu_divider by_lanes;               /* threads of the epilogue that have two rows */
@@ -88,6 +89,7 @@ enum { NARROW = 160, MOST_THREADS = 512, WIDE_THREADS = 384, MOST_SHARED = 227 *
 struct work {
     int4 *places;        /* of each row: row_place */
     float *vectors;      /* of each column: bring_columns */
+    float *factors;      /* of each row, where there are statistics: 1 / deviation */
     unsigned char *sums; /* begin where the boxes do */
     uint32_t boxes, weights;
     uint32_t full, empty, box_full, box_empty, came; /* barriers */
@@ -103,11 +105,12 @@ CU_DEVICE int first_part(const launch_args &a) { return (blockIdx.y & a.pair) <<
 
 /* As cu_block_bytes counts it. */
 CU_DEVICE work work_of(const launch_args &a, unsigned char *shared) {
-    const uint32_t base = shared_address(shared), bars = base + a.rows * 16 + a.columns * 16,
+    const uint32_t base = shared_address(shared), bars = base + a.rows * 20 + a.columns * 8,
                    boxes = (bars + CU_BARRIER_BYTES + 1023u) & ~1023u;
     const int rank = blockIdx.x & ((1 << a.splits_bits) - 1), begin = cu_part_begin(a.steps, rank, a.splits_bits);
     return {reinterpret_cast<int4 *>(shared),
             reinterpret_cast<float *>(shared + a.rows * 16),
+            reinterpret_cast<float *>(shared + a.rows * 16 + a.columns * 8),
             shared + (boxes - base),
             boxes,
             boxes + a.ring.boxes * a.ring.box_bytes,
@@ -132,61 +135,53 @@ enum { COPYING_THREADS = FIRST_NOTING_WARP * 32 };
 /* Those that copy pass here, without waiting; those that multiply meet. */
 CU_DEVICE int begin_threads(const launch_args &a) { return FIRST_GROUP_WARP * 32 + a.groups * 128; }
 
-/* ---- layer norm */
+/* ---- layer norm: rows' statistics */
 
-/* What a thread knows of its half of a row: sums about the first value. */
-struct row_sum {
-    float shift, sum, squares;
-};
-
-/* A row's half of 64 channels, from channel c on, as the copy engine left it. */
-CU_DEVICE void add_values(row_sum &s, uint32_t stage, int row, int half, int c, int channels, bool first) {
+/* Of the tile's rows, by the groups that multiply, two threads a row; while the first boxes are on their way. */
+CU_DEVICE void bring_factors(const launch_args &a, const member &m, const work &w) {
+    enum { AT_ONCE = 10 };
+    const int parts = a.channels / CU_ROW_PART, row = group_thread() / 2, half = threadIdx.x % 2;
+    const float2 *from = reinterpret_cast<const float2 *>(m.stats) +
+                         static_cast<int64_t>(max(cu_tile_pixel(&a.t, w.origin, row), 0)) * parts;
+    const float about = from->x; /* means of the parts are as far from this as they are from each other */
+    float sum = 0, between = 0, within = 0;
+#pragma unroll 1
+    for (int first = half; first < parts; first += 2 * AT_ONCE) {
+        float2 part[AT_ONCE];
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-        const int at = half * 4 + j;
-        const bool real = c + at * 8 < channels; /* no branch here: the compiler would wait for the matrix unit */
-        uint32_t u[4];
-        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
-                     : "=r"(u[0]), "=r"(u[1]), "=r"(u[2]), "=r"(u[3])
-                     : "r"(stage + row * CU_CHUNK_BYTES + ((at ^ (row & 7)) << 4))
-                     : "memory");
+        for (int i = 0; i < AT_ONCE; i++)
+            part[i] = first + 2 * i < parts ? from[first + 2 * i] : make_float2(about, 0);
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const float2 v = __half22float2(*reinterpret_cast<const __half2 *>(&u[i]));
-            if (j == 0 && i == 0) s.shift = first ? v.x : s.shift;
-            const float x = real ? v.x - s.shift : 0.0f, y = real ? v.y - s.shift : 0.0f;
-            s.sum += x + y;
-            s.squares += x * x + y * y;
+        for (int i = 0; i < AT_ONCE; i++) {
+            const float d = part[i].x - about;
+            sum += d, between += d * d, within += part[i].y;
         }
     }
-}
-
-/* Two threads share a row of their group. */
-CU_DEVICE int norm_row() { return group_thread() / 2; }
-
-/* Mean and squares about it of count values, merged with another's. */
-CU_DEVICE void merge(float &mean, float &squares, float &count, float mean2, float squares2, float count2) {
-    const float all = count + count2, d = mean2 - mean;
-    if (count2 > 0) {
-        const float share = __fdividef(count2, all);
-        mean += d * share;
-        squares += squares2 + d * d * (count * share);
-        count = all;
-    }
-}
-
-/* The row's mean and 1 / deviation, from its two threads. */
-CU_DEVICE void leave_moments(const launch_args &a, const row_sum &s, float *at, int half) {
-    float count = 0;
-    for (int step = 0; step < a.steps; step++)
-        count += static_cast<float>(max(0, min(CU_CHUNK / 2, a.channels - step * CU_CHUNK - half * (CU_CHUNK / 2))));
-    const float d = count > 0 ? s.sum / count : 0.0f;
-    float mean = s.shift + d, squares = fmaxf(s.squares - s.sum * d, 0.0f);
-    const float mean2 = __shfl_xor_sync(CU_ALL_LANES, mean, 1), squares2 = __shfl_xor_sync(CU_ALL_LANES, squares, 1),
-                count2 = __shfl_xor_sync(CU_ALL_LANES, count, 1);
-    merge(mean, squares, count, mean2, squares2, count2);
+    sum += __shfl_xor_sync(CU_ALL_LANES, sum, 1);
+    between += __shfl_xor_sync(CU_ALL_LANES, between, 1);
+    within += __shfl_xor_sync(CU_ALL_LANES, within, 1);
+    between = fmaxf(between - __fdividef(sum * sum, static_cast<float>(parts)), 0.0f);
     if (half == 0)
-        at[0] = mean, at[1] = rsqrtf(__fdividef(squares, count) + a.eps); /* it has channels if the row has */
+        w.factors[row] =
+            rsqrtf(__fdividef(within + CU_ROW_PART * between, static_cast<float>(a.channels)) + a.eps);
+}
+
+/* Mean and squared deviations of a part of a row, of which each of 8 threads, two apart, has 8 values. */
+CU_DEVICE void leave_part(float *to, const float v[8]) {
+    const unsigned lane = threadIdx.x % 32, lanes = 0x5555u << (lane & 17);
+    float mean = 0, squares = 0, count = 8;
+#pragma unroll
+    for (int i = 0; i < 8; i++) mean += v[i] * 0.125f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) squares += (v[i] - mean) * (v[i] - mean);
+#pragma unroll
+    for (int apart = 2; apart < 16; apart *= 2, count *= 2) {
+        const float mean2 = __shfl_xor_sync(lanes, mean, apart), squares2 = __shfl_xor_sync(lanes, squares, apart),
+                    d = mean2 - mean;
+        mean = 0.5f * (mean + mean2);
+        squares += squares2 + d * d * (0.5f * count);
+    }
+    if ((lane & 14) == 0) *reinterpret_cast<float2 *>(to) = make_float2(mean, squares);
 }
 
 /* ---- output */
@@ -203,7 +198,7 @@ CU_DEVICE int4 row_place(const launch_args &a, const member &m, cu_place origin,
 
 /* The vectors of a tile's columns are read once a step of the sampler and lie in the device's memory: on their way to
  * shared memory while sums are made. Of weight rows, so that gates are behind their values: biases, the shortcut's
- * biases, a norm's pairs. */
+ * biases. */
 CU_DEVICE void bring_columns(const launch_args &a, const member &m, const work &w, int first, int threads) {
     const int n = a.columns;
 #pragma unroll 1
@@ -212,7 +207,6 @@ CU_DEVICE void bring_columns(const launch_args &a, const member &m, const work &
                   c = real ? own + gate * a.gates : 0;
         if (m.epi.bias) copy_some<4>(w.vectors + at, m.epi.bias + c, real);
         if (m.shortcut_bias) copy_some<4>(w.vectors + n + at, m.shortcut_bias + c, real);
-        if (m.folded) copy_some<8>(w.vectors + 2 * n + 2 * at, m.folded + 2 * c, real);
     }
     copy_commit();
 }
@@ -222,14 +216,13 @@ CU_DEVICE void add8(float to[8], const float v[8]) {
     for (int i = 0; i < 8; i++) to[i] += v[i];
 }
 
-/* What the epilogue adds to 8 channels from c on, columns `at` of the tile, of pixels of (g, n), and the sums of weight
- * rows that a norm's mean is taken off by. */
+/* What the epilogue adds to 8 channels from c on, columns `at` of the tile, of pixels of (g, n). */
 CU_DEVICE void load_columns(const float *vectors, int n_columns, const member &a, int at, int c, int g, int n,
-                            float add[8], float sums[8]) {
+                            float add[8]) {
     const cu_view &addend = a.epi.addend;
     float t[8];
 #pragma unroll
-    for (int i = 0; i < 8; i++) add[i] = sums[i] = 0;
+    for (int i = 0; i < 8; i++) add[i] = 0;
     if (a.epi.bias) load8(vectors + at, add);
     if (addend.p) {
         load8_as(addend, g * addend.sg + n * addend.sn + c, t);
@@ -239,26 +232,19 @@ CU_DEVICE void load_columns(const float *vectors, int n_columns, const member &a
         load8(vectors + n_columns + at, t);
         add8(add, t);
     }
-    if (a.folded)
-#pragma unroll
-        for (int half = 0; half < 8; half += 4) {
-            load8(vectors + 2 * (n_columns + at + half), t);
-#pragma unroll
-            for (int i = 0; i < 4; i++) sums[half + i] = t[2 * i], add[half + i] += t[2 * i + 1];
-        }
 }
 
 /* What the epilogue adds to a thread's 8 columns of pixels of (g, n), and multiplies them by. */
 template <bool GATED> struct columns {
     int g = -1, n = -1;
-    float add[8], minus[8], gate_add[8], gate_minus[8], scale = 1;
+    float add[8], gate_add[8], scale = 1;
 
     __device__ __forceinline__ void load(const launch_args &all, const member &a, const float *vectors, int at, int c,
                                          int4 place) {
         if (place.x == g && place.y == n) return; /* a tile has pixels of few (g, n) */
         g = place.x, n = place.y;
-        load_columns(vectors, all.columns, a, at, c, g, n, add, minus);
-        if (GATED) load_columns(vectors, all.columns, a, all.wide + at, all.gates + c, g, n, gate_add, gate_minus);
+        load_columns(vectors, all.columns, a, at, c, g, n, add);
+        if (GATED) load_columns(vectors, all.columns, a, all.wide + at, all.gates + c, g, n, gate_add);
         if (a.epi.scale) scale = a.epi.scale[g * a.epi.scale_sg + n * a.epi.scale_sn];
     }
 };
@@ -331,19 +317,11 @@ CU_DEVICE void finish(const launch_args &all, const member &a, const work &w) {
                 if (GATED) own_sums(reinterpret_cast<const float *>(w.sums) + from + all.wide, gate);
             }
             vectors.load(all, a, w.vectors, col, c, at);
-            if (!SPLIT && a.folded) {
-                const float *moments = reinterpret_cast<const float *>(w.sums) + row * all.row + all.columns;
-                const float mean = moments[0], rstd = moments[1];
-#pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    v[i] = (v[i] - mean * vectors.minus[i]) * rstd;
-                    if (GATED) gate[i] = (gate[i] - mean * vectors.gate_minus[i]) * rstd;
-                }
-            }
+            const float by = a.stats ? w.factors[row0 + row] : 1.0f;
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                v[i] += vectors.add[i];
-                if (GATED) v[i] *= cu_gelu(gate[i] + vectors.gate_add[i]);
+                v[i] = v[i] * by + vectors.add[i];
+                if (GATED) v[i] *= cu_gelu(gate[i] * by + vectors.gate_add[i]);
             }
             if (ACTS) act8(a.epi.act, v);
             if (a.epi.scale)
@@ -355,6 +333,8 @@ CU_DEVICE void finish(const launch_args &all, const member &a, const work &w) {
                 add8(v, t);
             }
             store8(static_cast<__half *>(a.out.p) + static_cast<int64_t>(at.z) * 8 + c, v);
+            if (!GATED && !ACTS && a.row_stats) /* rows are dense: 2 floats for 64 channels */
+                leave_part(a.row_stats + (at.z / 4 + c / CU_ROW_PART * 2), v);
         }
 #pragma unroll
         for (int i = 0; i + 1 < AHEAD; i++) more[i] = more[i + 1];
@@ -511,10 +491,10 @@ CU_DEVICE void bring_input(const launch_args &a, const member &m, const work &w)
 
 /* ---- sums */
 
-/* What a group of four warps does: its rows' sums, and if they are normed the rows' values too. What comes between two
- * steps the matrix unit waits for: where the next one's operands are is known before. s: the first step, of a patch. */
-template <int BN, bool PATCH, bool NORMED>
-CU_DEVICE void multiply(const launch_args &a, const work &w, cu_step s, float (&d)[1][BN / 2], row_sum &sum) {
+/* What a group of four warps does: its rows' sums. What comes between two steps the matrix unit waits for: where the next
+ * one's operands are is known before. s: the first step, of a patch. */
+template <int BN, bool PATCH>
+CU_DEVICE void multiply(const launch_args &a, const work &w, cu_step s, float (&d)[1][BN / 2]) {
     static_assert(BN * CU_CHUNK_BYTES / 2 % 1024 == 0, "operands begin at the swizzle's period");
     const int WEIGHTS = BN * CU_CHUNK_BYTES;
 #pragma unroll
@@ -545,8 +525,6 @@ CU_DEVICE void multiply(const launch_args &a, const work &w, cu_step s, float (&
         barrier_wait(full + k.at * 8, k.parity);
         if (begins) barrier_wait(box_full + box.at * 8, box.parity);
         ask_step<1, BN>(d, further(inputs, at), further(weights, k.at * WEIGHTS));
-        if (NORMED)
-            add_values(sum, mine + at, norm_row() % 64, threadIdx.x % 2, (w.begin + i) * CU_CHUNK, a.channels, i == 0);
         const bool began = begins && i;
         const uint32_t last_box = box.at ^ 1, free = before;
         before = last, last = k.at;
@@ -583,11 +561,10 @@ template <int BN, typename T> CU_DEVICE void store_sums(const float (&d)[1][BN /
 
 /* The tile's sums, from first to last, into shared memory. */
 template <int BN>
-CU_DEVICE void make_sums(const launch_args &a, const member &m, const work &w, const cu_step &s, row_sum &sum) {
+CU_DEVICE void make_sums(const launch_args &a, const work &w, const cu_step &s) {
     float d[1][BN / 2];
-    if (m.folded) multiply<BN, false, true>(a, w, s, d, sum);
-    else if (a.t.patch) multiply<BN, true, false>(a, w, s, d, sum);
-    else multiply<BN, false, false>(a, w, s, d, sum);
+    if (a.t.patch) multiply<BN, true>(a, w, s, d);
+    else multiply<BN, false>(a, w, s, d);
     __syncthreads(); /* no operand is read any more: sums take their place; all know the rows' places */
     if (a.splits_bits) store_sums<BN>(d, reinterpret_cast<__half *>(w.sums));
     else store_sums<BN>(d, reinterpret_cast<float *>(w.sums));
@@ -635,7 +612,6 @@ __global__ void __launch_bounds__(MOST > NARROW ? WIDE_THREADS : MOST_THREADS, 1
         __syncwarp();
         __syncthreads();
     } else {
-        row_sum sum = {};
         cu_step s = {};
         if (in_cluster(a)) cluster_arrive();
         if (a.t.patch)
@@ -644,18 +620,20 @@ __global__ void __launch_bounds__(MOST > NARROW ? WIDE_THREADS : MOST_THREADS, 1
         next_launch_may_start();
         CU_PHASE(TOGETHER, group_thread() == 0);
         if (in_cluster(a)) cluster_wait(); /* the other blocks' barriers are there */
+        if (m.stats) {
+            previous_launch_wait();
+            bring_factors(a, m, w);
+        }
         /* No switch, nor else: with them ptxas takes what is the same in all lanes for what may differ, and the matrix
          * unit's operands come from registers, too late for it. */
-        if (MOST > NARROW) make_sums<MOST>(a, m, w, s, sum);
+        if (MOST > NARROW) make_sums<MOST>(a, w, s);
         else {
-            if (a.columns == 64) make_sums<64>(a, m, w, s, sum);
-            if (a.columns == 96) make_sums<96>(a, m, w, s, sum);
-            if (a.columns == 128) make_sums<128>(a, m, w, s, sum);
-            if (a.columns == NARROW) make_sums<NARROW>(a, m, w, s, sum);
+            if (a.columns == 64) make_sums<64>(a, w, s);
+            if (a.columns == 96) make_sums<96>(a, w, s);
+            if (a.columns == 128) make_sums<128>(a, w, s);
+            if (a.columns == NARROW) make_sums<NARROW>(a, w, s);
         }
         if (a.splits_bits) send_sums(a, w);
-        else if (m.folded)
-            leave_moments(a, sum, reinterpret_cast<float *>(w.sums) + norm_row() * a.row + a.columns, threadIdx.x % 2);
     }
     CU_PHASE(STORED, group_thread() == 0);
     previous_launch_wait();
@@ -684,7 +662,8 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
     const int threads = threads_of(args.groups), two_rows = args.wide / 8 * 2;
     args.lanes = threads / two_rows * 2;
     args.by_lanes = cu_divider_of(two_rows);
-    if (first.splits > 1 && (first.folded || args.gates)) return cudaErrorInvalidValue;
+    if ((first.splits > 1 && args.gates) || (first.row_stats && (columns % CU_ROW_PART || first.epi.act != CU_ACT_NONE)))
+        return cudaErrorInvalidValue;
     if (first.shortcut_weights) {
         args.shortcut_c = first.shortcut_a.c;
         args.shortcut_chunks = cu_ceil_div(first.shortcut_a.c, CU_CHUNK);
@@ -712,7 +691,8 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
                 return cudaErrorInvalidValue;
             m.shortcut_bias = of[i].shortcut_bias;
         }
-        m.folded = of[i].folded;
+        m.stats = of[i].stats;
+        m.row_stats = of[i].row_stats;
         m.out = of[i].out;
         m.epi = of[i].epi;
     }

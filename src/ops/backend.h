@@ -23,7 +23,8 @@ enum {
     LW_TAKES_ALL = 0xffff,
     LW_TAKES_MEMBERS = 1 << 16, /* all members in one launch */
     LW_TAKES_ROUNDING = 1 << 17, /* rounds below the activations' type; not for an exact program */
-    LW_TAKES_STATS = 1 << 18     /* apply: makes a group norm's statistics itself; those nobody reads are not made */
+    LW_TAKES_STATS = 1 << 18,    /* apply: makes a group norm's statistics itself; those nobody reads are not made */
+    LW_TAKES_ROW_STATS = 1 << 19 /* writes row_stats; where no tactic can, readers make what they need themselves */
 };
 
 /* Addresses of a running plan: view -> pointer. */
@@ -50,9 +51,11 @@ typedef struct lw_form {
 
 /* Registers the need for a pack; filled later, once, by lw_params_fill. The index stays valid as long as the params. */
 lw_status lw_pack_request(lw_params *params, lw_param p, const lw_form *form, int32_t *index, lw_error *err);
-/* For a tactic that takes a layer norm into its weights [o][i]: [o][i + 1], w gamma by columns, and behind each row its
- * product with beta. */
-lw_status lw_param_fold(lw_params *params, lw_param w, lw_param gamma, lw_param beta, lw_param *out, lw_error *err);
+/* For a tactic that takes a layer norm into its weights [o][i]: [o][i + 1], w gamma by columns, of each row less its
+ * mean, and behind it w's product with beta, plus bias, which may be none. With W' such a row: W' x is what W' (x - mean)
+ * is, so that the product of a normed row is W' x / deviation + what is behind. */
+lw_status lw_param_fold(lw_params *params, lw_param w, lw_param bias, lw_param gamma, lw_param beta, lw_param *out,
+                        lw_error *err);
 /* Device address of a filled pack. */
 const void *lw_pack_data(const lw_params *params, int32_t index);
 /* Plain fp32 [O][I][kh][kw], for vectors (bias, gamma): shared by all tactics of the host. */
@@ -123,8 +126,8 @@ lw_status lw_mark(lw_backend *backend, void **mark, lw_error *err);
 lw_status lw_wait(lw_backend *backend, void *mark, lw_error *err);
 void lw_free_mark(lw_backend *backend, void *mark);
 
-/* Whether some tactic takes several members: programs are then worth zipping (pass.h). */
-bool lw_takes_members(const lw_backend *backend);
+/* What some tactic takes, LW_TAKES_…: what passes (pass.h) are worth making. */
+uint32_t lw_backend_takes(const lw_backend *backend);
 
 /* ---- params */
 lw_status lw_params_new(lw_params **out, const lw_tensor_source *source, lw_error *err);

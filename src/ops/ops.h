@@ -94,7 +94,7 @@ typedef enum lw_act {
 typedef enum lw_norm_kind { LW_NORM_NONE = 0, LW_NORM_GROUP, LW_NORM_LAYER } lw_norm_kind;
 
 /* group: over h, w and c/groups channels of cat(a, b), from the statistics of both (layout: lw_norm_stats_args); layer:
- * over c of each row. */
+ * over c of each row, whose statistics may be there already: stats_a, as lw_product_args has row_stats. */
 typedef struct lw_norm {
     lw_norm_kind kind;
     int32_t groups;
@@ -133,7 +133,18 @@ typedef struct lw_product_args {
     lw_view shortcut_a, shortcut_b; /* residual += W_s . cat(a, b) + bias_s, un-normalised; needs epi.residual none */
     lw_param shortcut_w, shortcut_bias;
     lw_view out;
+    lw_view row_stats; /* written beside out, may be none: statistics of its rows */
 } lw_product_args;
+
+/* Statistics of rows of c channels, a multiple of 64: f32 [g,n,1,1,h*w*c/64*2], of each 64 channels of a row their mean
+ * and the sum of squared deviations from it, before or after rounding. False: such a view can't be dense. */
+enum { LW_ROW_PART = 64 };
+static inline bool lw_row_stats_fit(const lw_view *rows) {
+    return rows->c % LW_ROW_PART == 0 && (int64_t)rows->h * rows->w * (rows->c / LW_ROW_PART) % 2 == 0;
+}
+static inline int32_t lw_row_stats_channels(const lw_view *rows) {
+    return rows->h * rows->w * (rows->c / LW_ROW_PART) * 2;
+}
 
 typedef struct lw_attention_args {
     lw_view q, k, v, out; /* [g,n,1,len,heads*d]; k and v may be shared in n */

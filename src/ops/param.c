@@ -167,18 +167,25 @@ lw_param lw_rec_scale(lw_program *p, lw_param w, double factor) {
     return intern_locked(p, &n);
 }
 
-lw_status lw_param_fold(lw_params *params, lw_param w, lw_param gamma, lw_param beta, lw_param *out, lw_error *err) {
-    int32_t ids[3] = {w.id, gamma.id, beta.id};
+lw_status lw_param_fold(lw_params *params, lw_param w, lw_param bias, lw_param gamma, lw_param beta, lw_param *out,
+                        lw_error *err) {
+    int32_t ids[4] = {w.id, gamma.id, beta.id, bias.id};
     const node *of = node_at(params, w.id);
+    const bool has_bias = lw_param_is(bias);
     char key[1024];
-    node n = {.kind = NODE_FOLD, .n_parts = 3, .parts = ids, .key = key, .dims = {of->dims[0], of->dims[1] + 1, 1, 1}};
-    if (snprintf(key, sizeof key, "fold(%s,%s,%s)", of->key, node_at(params, gamma.id)->key,
-                 node_at(params, beta.id)->key) >= (int)sizeof key)
+    node n = {.kind = NODE_FOLD,
+              .n_parts = 3 + has_bias,
+              .parts = ids,
+              .key = key,
+              .dims = {of->dims[0], of->dims[1] + 1, 1, 1}};
+    if (snprintf(key, sizeof key, "fold(%s,%s,%s%s%s)", of->key, node_at(params, gamma.id)->key,
+                 node_at(params, beta.id)->key, has_bias ? "," : "", has_bias ? node_at(params, bias.id)->key : "") >=
+        (int)sizeof key)
         return lw_fail(err, LW_EINTERNAL, "parameters: name of %s is too long", of->key);
-    for (int k = 1; k < 3; k++)
-        if (node_at(params, ids[k])->dims[0] != of->dims[1] || of->dims[2] != 1 || of->dims[3] != 1)
-            return lw_fail(err, LW_EINTERNAL, "parameters: %s has columns that %s does not fit", of->key,
-                           node_at(params, ids[k])->key);
+    for (int k = 1; k < n.n_parts; k++)
+        if (node_at(params, ids[k])->dims[0] != of->dims[k < 3] || of->dims[2] != 1 || of->dims[3] != 1)
+            return lw_fail(err, LW_EINTERNAL, "parameters: %s has %s that %s does not fit", of->key,
+                           k < 3 ? "columns" : "rows", node_at(params, ids[k])->key);
     pthread_mutex_lock(&params->lock);
     out->id = intern(params, &n);
     pthread_mutex_unlock(&params->lock);
@@ -238,24 +245,29 @@ static lw_status eval_pad(const lw_params *params, const node *n, int64_t row, i
     return LW_OK;
 }
 
-/* The columns of w times gamma, and w . beta behind them. */
+/* The columns of w times gamma, less their mean, and w . beta + bias behind them. */
 static lw_status eval_fold(const lw_params *params, const node *n, int64_t row, int64_t rows, float *dst,
                            lw_error *err) {
     const size_t wide = (size_t)n->dims[1], narrow = wide - 1;
-    float *gamma = lw_alloc(2 * narrow, sizeof *gamma), *inner = dst + rows;
-    if (!gamma) return lw_fail(err, LW_ENOMEM, "parameter %s: no memory for %zu values", n->key, 2 * narrow);
-    const float *beta = gamma + narrow;
+    float *gamma = lw_alloc(2 * narrow + (size_t)rows, sizeof *gamma), *inner = dst + rows;
+    if (!gamma) return lw_fail(err, LW_ENOMEM, "parameter %s: no memory for %zu values", n->key, wide + narrow);
+    float *beta = gamma + narrow, *bias = beta + narrow;
     lw_status status = LW_OK;
     LW_GO(eval_rows(params, n->parts[1], 0, (int64_t)narrow, gamma, err));
-    LW_GO(eval_rows(params, n->parts[2], 0, (int64_t)narrow, gamma + narrow, err));
+    LW_GO(eval_rows(params, n->parts[2], 0, (int64_t)narrow, beta, err));
+    memset(bias, 0, (size_t)rows * sizeof *bias);
+    if (n->n_parts > 3) LW_GO(eval_rows(params, n->parts[3], row, rows, bias, err));
     LW_GO(eval_rows(params, n->parts[0], row, rows, inner, err));
     for (size_t o = 0; o < (size_t)rows; o++) { /* forward, as in eval_pad */
-        double offset = 0;
+        double offset = (double)bias[o], mean = 0;
         for (size_t i = 0; i < narrow; i++) {
-            float w = inner[o * narrow + i];
+            const float w = inner[o * narrow + i];
             offset += (double)w * beta[i];
             dst[o * wide + i] = w * gamma[i];
+            mean += (double)dst[o * wide + i];
         }
+        mean /= (double)narrow;
+        for (size_t i = 0; i < narrow; i++) dst[o * wide + i] = (float)((double)dst[o * wide + i] - mean);
         dst[o * wide + narrow] = (float)offset;
     }
 out:

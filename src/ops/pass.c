@@ -245,3 +245,26 @@ void lw_pass_zip(lw_program *p) {
     while (i < p->n_ops) ops[n++] = p->ops[i++];
     replace_ops(p, ops, n);
 }
+
+/* ---- row statistics */
+
+static bool same_rows(const lw_view *a, const lw_view *b) {
+    return a->buf == b->buf && a->off == b->off && a->g == b->g && a->n == b->n && a->h * a->w == b->h * b->w &&
+           a->c == b->c && lw_view_dense(a) && lw_view_dense(b);
+}
+
+void lw_pass_row_stats(lw_program *p) {
+    for (int32_t i = 1; i < p->n_ops && p->status == LW_OK; i++) {
+        const lw_op *first = &p->ops[i - 1], *second = &p->ops[i];
+        if ((first->kind != LW_OP_CONV2D && first->kind != LW_OP_LINEAR) || second->kind != LW_OP_LINEAR ||
+            first->n_member != 1 || second->n_member != 1)
+            continue;
+        lw_product_args *made = &first->m->product, *normed = &second->m->product;
+        const lw_view *out = &made->out;
+        if (normed->in.norm.kind != LW_NORM_LAYER || lw_view_is(normed->in.b) || !same_rows(out, &normed->in.a) ||
+            !lw_row_stats_fit(out))
+            continue;
+        made->row_stats = lw_rec_temp(p, LW_F32, out->g, out->n, 1, 1, lw_row_stats_channels(out));
+        normed->in.norm.stats_a = made->row_stats;
+    }
+}

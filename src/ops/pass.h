@@ -25,6 +25,10 @@ void lw_pass_apart(lw_program *p);
  * ranges are used up. */
 void lw_pass_zip(lw_program *p);
 
+/* Where a linear norms the rows that the product before it makes: that one leaves their statistics, and the linear may
+ * read them instead of all values once more. */
+void lw_pass_row_stats(lw_program *p);
+
 /* Whether one launch may take both: the same sizes and attributes. */
 bool lw_ops_alike(const lw_params *params, const lw_op *a, const lw_op *b);
 

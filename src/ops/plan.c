@@ -33,6 +33,7 @@ struct lw_plan {
     const lw_program *program;
     lw_arena *arena;
     lw_program *lowered; /* buffers and ops added by lowering live here */
+    bool *unmade;        /* by buffer of the program: row statistics that no tactic writes */
     step *steps;
     int32_t n_steps, cap_steps;
     place *places; /* by buffer, workspaces after the program's */
@@ -96,6 +97,7 @@ static lw_status lower_prologue(lw_plan *plan, lw_op *product, lw_error *err) {
         lw_product_args *p = &product->m[k].product;
         lw_view made = prologue_temp(plan, &p->in, &p->out);
         m[k].apply = (lw_apply_args){.in = p->in, .out = made};
+        if (p->in.norm.kind == LW_NORM_LAYER) m[k].apply.in.norm.stats_a = LW_NO_VIEW; /* it makes its own */
         p->in = lw_plain(made);
     }
     return lower(plan, &apply, err);
@@ -121,7 +123,8 @@ static lw_status lower_shortcut(lw_plan *plan, lw_op *op, lw_error *err) {
             .shortcut_b = LW_NO_VIEW,
             .shortcut_w = LW_NO_PARAM,
             .shortcut_bias = LW_NO_PARAM,
-            .out = made};
+            .out = made,
+            .row_stats = LW_NO_VIEW};
         m[k].product.in.b = p->shortcut_b;
         p->epi.residual = made;
         p->shortcut_a = p->shortcut_b = LW_NO_VIEW;
@@ -203,12 +206,16 @@ static lw_status lower_product(lw_plan *plan, const lw_op *op, const lw_tactic *
     return split ? lower(plan, &combine, err) : LW_OK;
 }
 
+static bool is_product(const lw_op *op) { return op->kind == LW_OP_CONV2D || op->kind == LW_OP_LINEAR; }
+
 static bool takes_all_fields(const lw_plan *plan, const lw_tactic *t, const lw_op *op) {
-    return (op->kind != LW_OP_CONV2D && op->kind != LW_OP_LINEAR) || (takes(plan, t) & LW_TAKES_ALL) == LW_TAKES_ALL;
+    return !is_product(op) || (takes(plan, t) & LW_TAKES_ALL) == LW_TAKES_ALL;
 }
 
+static bool wants_row_stats(const lw_op *op) { return is_product(op) && lw_view_is(op->m->product.row_stats); }
+
 static bool can_run(const lw_plan *plan, const lw_tactic *t, const lw_op *op) {
-    if (t->kind != op->kind) return false;
+    if (t->kind != op->kind || (wants_row_stats(op) && !(t->takes & LW_TAKES_ROW_STATS))) return false;
     if (plan->program->exact && t->takes & LW_TAKES_ROUNDING) return false;
     if (plan->options.unfused && t->takes & LW_TAKES_STATS) return false;
     if (op->n_member > 1 && (!(t->takes & LW_TAKES_MEMBERS) ||
@@ -313,7 +320,43 @@ static lw_status add_without_stats(lw_plan *plan, const lw_op *op, const lw_tact
     return add_step(plan, &apply, t, err);
 }
 
+/* No tactic writes its row statistics, or it does not write the rows themselves: without them. */
+static lw_status lower_without_row_stats(lw_plan *plan, const lw_op *op, lw_error *err) {
+    lw_op product;
+    lw_args *m = new_args(plan, &product, op->kind, op->name, op->n_member);
+    if (!m) return no_memory(plan, err);
+    memcpy(m, op->m, (size_t)op->n_member * sizeof *m);
+    for (int32_t k = 0; k < op->n_member; k++) {
+        plan->unmade[m[k].product.row_stats.buf] = true;
+        m[k].product.row_stats = LW_NO_VIEW;
+    }
+    return lower(plan, &product, err);
+}
+
+static bool splits_epilogue(const lw_plan *plan, const lw_tactic *t, const lw_op *op) {
+    return !takes_all_fields(plan, t, op) && split_product(takes(plan, t), &op->m->product).epilogue;
+}
+
+static bool reads_unmade(const lw_plan *plan, const lw_op *op) {
+    for (int32_t k = 0; is_product(op) && k < op->n_member; k++) {
+        const lw_norm *norm = &op->m[k].product.in.norm;
+        if (norm->kind == LW_NORM_LAYER && lw_view_is(norm->stats_a) && plan->unmade[norm->stats_a.buf]) return true;
+    }
+    return false;
+}
+
+/* It makes the statistics of its rows itself. */
+static lw_status lower_without_stats_of_rows(lw_plan *plan, const lw_op *op, lw_error *err) {
+    lw_op product;
+    lw_args *m = new_args(plan, &product, op->kind, op->name, op->n_member);
+    if (!m) return no_memory(plan, err);
+    memcpy(m, op->m, (size_t)op->n_member * sizeof *m);
+    for (int32_t k = 0; k < op->n_member; k++) m[k].product.in.norm.stats_a = LW_NO_VIEW;
+    return lower(plan, &product, err);
+}
+
 static lw_status lower(lw_plan *plan, const lw_op *op, lw_error *err) {
+    if (reads_unmade(plan, op)) return lower_without_stats_of_rows(plan, op, err);
     if (plan->options.unfused) {
         if (op->n_member > 1) return lower_apart(plan, op, err);
         bool lowered;
@@ -322,8 +365,10 @@ static lw_status lower(lw_plan *plan, const lw_op *op, lw_error *err) {
     }
     const lw_tactic *t = choose(plan, op);
     if (t && t->takes & LW_TAKES_STATS) return add_without_stats(plan, op, t, err);
+    if (t && wants_row_stats(op) && splits_epilogue(plan, t, op)) return lower_without_row_stats(plan, op, err);
     if (t) return takes_all_fields(plan, t, op) ? add_step(plan, op, t, err) : lower_product(plan, op, t, err);
     if (op->n_member > 1) return lower_apart(plan, op, err);
+    if (wants_row_stats(op)) return lower_without_row_stats(plan, op, err);
     return lw_fail(err, LW_EINTERNAL, "op %s (%s): backend %s has no tactic for it", op->name, lw_op_name(op->kind),
                    plan->backend->name);
 }
@@ -451,7 +496,8 @@ static lw_status copy_buffers(lw_plan *plan, lw_error *err) {
     if (!to->buffers) return no_memory(plan, err);
     if (from->n_buffers) memcpy(to->buffers, from->buffers, (size_t)from->n_buffers * sizeof *to->buffers);
     to->n_buffers = to->cap_buffers = from->n_buffers;
-    return LW_OK;
+    plan->unmade = lw_alloc((size_t)from->n_buffers + 1, sizeof *plan->unmade);
+    return plan->unmade ? LW_OK : no_memory(plan, err);
 }
 
 lw_status lw_plan_make(lw_plan **out, lw_backend *backend, const lw_program *program, lw_error *err) {
@@ -504,6 +550,7 @@ void lw_plan_free(lw_plan *plan) {
     lw_free(plan->steps);
     lw_free(plan->places);
     lw_free(plan->bases);
+    lw_free(plan->unmade);
     lw_program_free(plan->lowered);
     lw_arena_free(plan->arena);
     lw_free(plan);
@@ -646,9 +693,9 @@ void lw_free_mark(lw_backend *b, void *mark) {
     if (b->behind && mark) b->behind->free_mark(b, mark);
 }
 
-bool lw_takes_members(const lw_backend *b) {
-    bool takes = false;
-    for (int32_t i = 0; i < b->n_tactics; i++) takes |= (b->tactics[i]->takes & LW_TAKES_MEMBERS) != 0;
+uint32_t lw_backend_takes(const lw_backend *b) {
+    uint32_t takes = 0;
+    for (int32_t i = 0; i < b->n_tactics; i++) takes |= b->tactics[i]->takes;
     return takes;
 }
 

@@ -263,6 +263,7 @@ void lw_op_views(lw_op_kind kind, lw_args *m, lw_view_fn fn, void *user) {
         fn(user, &m->product.shortcut_a, false);
         fn(user, &m->product.shortcut_b, false);
         fn(user, &m->product.out, true);
+        fn(user, &m->product.row_stats, true);
         break;
     case LW_OP_ATTENTION:
         fn(user, &m->attention.q, false);

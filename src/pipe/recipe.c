@@ -24,16 +24,18 @@ static void take_back(lw_program *p, const lw_recipe *r, int32_t g) {
     if (g == 2 && r->passes_apart) lw_pass_apart(p);
 }
 
-static void zip_if(lw_program *p, const lw_recipe *r, bool zip) {
-    if (zip && !r->unzipped && !r->passes_apart) lw_pass_zip(p);
+/* What some tactic of the backend has use for. */
+static void fit(lw_program *p, const lw_recipe *r, uint32_t takes) {
+    if (takes & LW_TAKES_ROW_STATS && !r->unfused) lw_pass_row_stats(p);
+    if (takes & LW_TAKES_MEMBERS && !r->unzipped && !r->passes_apart) lw_pass_zip(p);
 }
 
 void lw_recipe_record_text(lw_program *p, const lw_model *m, const lw_recipe *r, const lw_step_shape *s,
-                           int32_t clip_skip, bool zip) {
+                           int32_t clip_skip, uint32_t takes) {
     lw_record_clip(p, m, s->g, clip_skip);
     if (!r->text_each_step) lw_record_kv(p, m, s->g, s->n_controls);
     if (s->g == 2 && r->passes_apart) lw_pass_apart(p);
-    zip_if(p, r, zip);
+    fit(p, r, takes);
 }
 
 /* The K and V of one network are made and read within the step. */
@@ -66,7 +68,8 @@ static void give_eps(lw_program *p, bool cut_update) {
     p->n_ops -= cut_update;
 }
 
-void lw_recipe_record_step(lw_program *p, const lw_model *m, const lw_recipe *r, const lw_step_shape *s, bool zip) {
+void lw_recipe_record_step(lw_program *p, const lw_model *m, const lw_recipe *r, const lw_step_shape *s,
+                           uint32_t takes) {
     for (int32_t k = 0; k < s->n_controls && r->hint_each_step; k++)
         if (s->controls >> k & 1) lw_record_hint(p, m, k, s->h, s->w);
     if (r->text_each_step) lw_record_kv(p, m, s->g, s->n_controls);
@@ -84,7 +87,7 @@ void lw_recipe_record_step(lw_program *p, const lw_model *m, const lw_recipe *r,
     }
     give_eps(p, r->update != LW_UPDATE_IN_STEP);
     take_back(p, r, s->g);
-    zip_if(p, r, zip);
+    fit(p, r, takes);
 }
 
 void lw_recipe_record_update(lw_program *p, const lw_model *m, const lw_recipe *r, const lw_step_shape *s, bool first) {

@@ -31,11 +31,12 @@ struct lw_recipe {
     bool unzipped; /* one launch for each network's op */
 };
 
-/* CLIP, and K and V if they are made once. zip: the backend has use for it. */
+/* CLIP, and K and V if they are made once. takes: lw_backend_takes. */
 void lw_recipe_record_text(lw_program *p, const lw_model *m, const lw_recipe *r, const lw_step_shape *shape,
-                           int32_t clip_skip, bool zip);
+                           int32_t clip_skip, uint32_t takes);
 /* The networks' step with all that the recipe does every step, and the update if it is in the step. */
-void lw_recipe_record_step(lw_program *p, const lw_model *m, const lw_recipe *r, const lw_step_shape *shape, bool zip);
+void lw_recipe_record_step(lw_program *p, const lw_model *m, const lw_recipe *r, const lw_step_shape *shape,
+                           uint32_t takes);
 /* The update by itself: the one before the first step, or one that reads "eps". */
 void lw_recipe_record_update(lw_program *p, const lw_model *m, const lw_recipe *r, const lw_step_shape *shape,
                              bool first);

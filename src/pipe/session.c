@@ -46,7 +46,7 @@ struct lw_session {
     const lw_choices *choices; /* what its plans were made with; NULL: the backend's order */
     bool dry;                  /* plans only, with params of its own: leaves nothing in the engine */
     bool dead;                 /* a device failure: no more work */
-    bool zip;                  /* the backend has tactics that take several members */
+    uint32_t takes;            /* lw_backend_takes */
     lw_recipe recipe;
     bool has_shape;
     shape shape;
@@ -158,7 +158,7 @@ static lw_status plan_step(lw_session *s, uint32_t controls, lw_error *err) {
     if (p->plan) return LW_OK;
     lw_step_shape t = step_shape(s, controls);
     LW_TRY(new_program(s, p, "step", err));
-    lw_recipe_record_step(p->program, &s->engine->model, &s->recipe, &t, s->zip);
+    lw_recipe_record_step(p->program, &s->engine->model, &s->recipe, &t, s->takes);
     return finish_plan(s, p, err);
 }
 
@@ -177,7 +177,7 @@ static lw_status plan_shape(lw_session *s, const shape *want, lw_error *err) {
     const lw_recipe *r = &s->recipe;
     const lw_step_shape t = step_shape(s, 0);
     LW_TRY(new_program(s, &s->text, "text", err));
-    lw_recipe_record_text(s->text.program, m, r, &t, want->clip_skip, s->zip);
+    lw_recipe_record_text(s->text.program, m, r, &t, want->clip_skip, s->takes);
     LW_TRY(finish_plan(s, &s->text, err));
     for (int32_t k = 0; k < want->n_controls && !r->hint_each_step; k++) {
         LW_TRY(new_program(s, &s->hint[k], "hint", err));
@@ -806,7 +806,7 @@ lw_status lw_session_open(lw_session **out, lw_engine *engine, lw_error *err) {
     atomic_fetch_add(&engine->refs, 1);
     s->engine = engine;
     s->params = engine->params;
-    s->zip = lw_takes_members(engine->backend);
+    s->takes = lw_backend_takes(engine->backend);
     *out = s;
     return LW_OK;
 }

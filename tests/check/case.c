@@ -87,7 +87,11 @@ lw_prologue ck_prologue(ck_case *c, const ck_in *in) {
     p.norm.eps = in->norm == LW_NORM_GROUP ? 1e-6f : 1e-5f;
     p.norm.gamma = ck_param_of(c, 'g', in->c + in->c2, 1, 1, 1);
     p.norm.beta = ck_param_of(c, 'b', in->c + in->c2, 1, 1, 1);
-    if (in->norm == LW_NORM_LAYER) return p;
+    if (in->norm == LW_NORM_LAYER) {
+        if (in->row_stats)
+            p.norm.stats_a = ck_view(c, LW_F32, in->g, in->n, 1, 1, lw_row_stats_channels(&p.a), 0);
+        return p;
+    }
     int32_t rows = in->h * in->w, each = lw_rows_per_part(rows), parts = (rows + each - 1) / each;
     int32_t share = CK_SHARED_G | CK_SHARED_N;
     p.norm.groups = in->groups;
@@ -155,7 +159,7 @@ static void put_prologue(text *t, const lw_prologue *in) {
     put_how(t, &in->a);
     if (lw_view_is(in->b)) put(t, "+%d", in->b.c), put_how(t, &in->b);
     if (in->norm.kind == LW_NORM_GROUP) put(t, " group%d", in->norm.groups);
-    if (in->norm.kind == LW_NORM_LAYER) put(t, " layer");
+    if (in->norm.kind == LW_NORM_LAYER) put(t, lw_view_is(in->norm.stats_a) ? " layer with stats" : " layer");
     if (in->act) put(t, " %s", act_name(in->act));
     if (in->up2) put(t, " up2");
 }
@@ -177,6 +181,7 @@ static void put_product(text *t, const ck_case *c) {
     if (lw_view_is(p->shortcut_a)) put(t, " shortcut%d", p->shortcut_a.c), put_how(t, &p->shortcut_a);
     if (lw_view_is(p->shortcut_b)) put(t, "+%d", p->shortcut_b.c), put_how(t, &p->shortcut_b);
     put(t, " out"), put_how(t, &p->out);
+    if (lw_view_is(p->row_stats)) put(t, " row stats");
 }
 
 void ck_describe(ck_case *c) {

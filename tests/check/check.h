@@ -138,6 +138,7 @@ typedef struct ck_in {
     lw_act act;
     bool up2;
     int32_t how, how2; /* of the views */
+    bool row_stats;    /* layer norm: c is a multiple of LW_ROW_PART */
 } ck_in;
 lw_prologue ck_prologue(ck_case *c, const ck_in *in);
 ck_in ck_chance_in(ck_rng *rng);

@@ -13,6 +13,7 @@ typedef struct product {
     int32_t residual;            /* see ck_residual */
     int32_t shortcut, shortcut2; /* channels */
     int32_t out_how;
+    bool row_stats;
     uint32_t regimes; /* 0: normal */
 } product;
 
@@ -32,6 +33,7 @@ static void add(ck_list *list, lw_op_kind kind, lw_dtype dtype, const product *d
     p->stride = stride;
     p->pad_top = p->pad_left = kernel / 2;
     p->out = ck_view(&c, dtype, d->in.g, d->in.n, h, w, d->o, d->out_how);
+    if (d->row_stats) p->row_stats = ck_view(&c, LW_F32, d->in.g, d->in.n, 1, 1, lw_row_stats_channels(&p->out), 0);
     p->epi.act = d->act;
     if (d->addend) p->epi.addend = ck_view(&c, LW_F32, d->in.g, d->in.n, 1, 1, wide, d->addend_how);
     if (d->scale) p->epi.scale = ck_view(&c, LW_F32, d->in.g, d->in.n, 1, 1, 4, CK_SHARED_N);
@@ -86,6 +88,13 @@ static const product fields[] = {
     {.in = {.c = 32, .c2 = 32, .norm = LW_NORM_GROUP, .groups = 8, .how = CK_SHARED_G}, .o = 24, .kernel = 1},
     {.in = {.h = 37, .w = 5, .norm = LW_NORM_GROUP, .groups = 24}, .o = 8, .kernel = 1},
     {.in = {.norm = LW_NORM_LAYER}, .o = 40, .kernel = 1, .regimes = MANY | CK_IN(CK_NAN)},
+    {.in = {.h = 6, .c = 64, .norm = LW_NORM_LAYER, .row_stats = true}, .o = 40, .kernel = 1, .regimes = MANY | CK_IN(CK_NAN)},
+    {.in = {.h = 6, .c = 320, .norm = LW_NORM_LAYER, .row_stats = true}, .o = 136, .kernel = 1, .act = LW_ACT_GEGLU},
+    {.in = {.h = 9, .w = 10, .c = 1344, .norm = LW_NORM_LAYER, .row_stats = true}, .o = 64, .kernel = 1, .residual = 1},
+    {.in = {.h = 6, .c = 128, .norm = LW_NORM_LAYER, .row_stats = true}, .o = 192, .kernel = 1, .row_stats = true},
+    {.in = {.n = 2, .h = 10}, .o = 64, .kernel = 1, .row_stats = true, .regimes = MANY},
+    {.in = {.n = 2, .h = 8, .c = 320}, .o = 320, .kernel = 1, .residual = 1, .row_stats = true},
+    {.in = {.n = 2, .h = 6, .c = 64}, .o = 128, .kernel = 3, .addend = true, .residual = 1, .row_stats = true},
     {.in = {.act = LW_ACT_GELU}, .o = 24, .kernel = 1},
     {.in = {.up2 = true}, .o = 24, .kernel = 3},
     {.in = {.h = 1, .w = 1, .up2 = true}, .o = 8, .kernel = 3},

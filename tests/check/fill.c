@@ -134,9 +134,30 @@ void ck_fill_stats(ck_fill *f, const lw_view *stats, const lw_view *of, int32_t 
                 }
 }
 
+/* As a product's row_stats would be for `of`. */
+static void fill_row_stats(ck_fill *f, const lw_view *stats, const lw_view *of) {
+    const char *in = ck_at(f->image, *of);
+    float *out = (float *)(void *)ck_at(f->image, *stats);
+    for (int64_t r = 0; r < (int64_t)of->g * of->n * of->h * of->w; r++) {
+        const int64_t w = r % of->w, h = r / of->w % of->h, n = r / of->w / of->h % of->n, g = r / of->w / of->h / of->n;
+        const int64_t from = lw_view_index(of, g, n, h, w), at = lw_view_index(stats, g, n, 0, 0) + (h * of->w + w) * (of->c / LW_ROW_PART) * 2;
+        for (int32_t first = 0; first < of->c; first += LW_ROW_PART) {
+            double mean = 0, squares = 0;
+            for (int32_t c = first; c < first + LW_ROW_PART; c++) mean += ck_load(in, of->dtype, from + c) / LW_ROW_PART;
+            for (int32_t c = first; c < first + LW_ROW_PART; c++) {
+                const double d = ck_load(in, of->dtype, from + c) - mean;
+                squares += d * d;
+            }
+            out[at + 2 * (first / LW_ROW_PART)] = (float)mean;
+            out[at + 2 * (first / LW_ROW_PART) + 1] = (float)squares;
+        }
+    }
+}
+
 void ck_fill_prologue(ck_fill *f, const lw_prologue *in) {
     ck_fill_view(f, &in->a, f->regime);
     ck_fill_view(f, &in->b, f->regime);
+    if (in->norm.kind == LW_NORM_LAYER && lw_view_is(in->norm.stats_a)) fill_row_stats(f, &in->norm.stats_a, &in->a);
     if (in->norm.kind != LW_NORM_GROUP) return;
     ck_fill_stats(f, &in->norm.stats_a, &in->a, in->norm.rows_per_part);
     if (lw_view_is(in->b)) ck_fill_stats(f, &in->norm.stats_b, &in->b, in->norm.rows_per_part);

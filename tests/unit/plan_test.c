@@ -14,6 +14,7 @@
 
 #include "cpu/cpu.h"
 #include "cpu/ref/ref.h"
+#include "ops/pass.h"
 #include "ops/tune.h"
 #include "tactics.h"
 
@@ -126,17 +127,25 @@ static void test_expressions(void **state) {
     lw_param gamma = lw_rec_take(p, "gamma.3.1.1.1", 0, 0, 0, 0), beta = lw_rec_take(p, "beta.3.1.1.1", 0, 0, 0, 0),
              folded;
     lw_error err;
-    for (int o = 0; o < 4; o++) {
-        double offset = 0;
-        for (int i = 0; i < 3; i++) {
-            want[o * 4 + i] = value_of("a.4.3.1.1", o * 3 + i) * value_of("gamma.3.1.1.1", i);
-            offset += (double)value_of("a.4.3.1.1", o * 3 + i) * (double)value_of("beta.3.1.1.1", i);
+    lw_param bias = lw_rec_take(p, "bias.4.1.1.1", 0, 0, 0, 0);
+    for (int with = 0; with < 2; with++) {
+        for (int o = 0; o < 4; o++) {
+            double offset = with ? (double)value_of("bias.4.1.1.1", o) : 0, mean = 0, row[3];
+            for (int i = 0; i < 3; i++) {
+                row[i] = (double)(value_of("a.4.3.1.1", o * 3 + i) * value_of("gamma.3.1.1.1", i));
+                mean += row[i];
+                offset += (double)value_of("a.4.3.1.1", o * 3 + i) * (double)value_of("beta.3.1.1.1", i);
+            }
+            for (int i = 0; i < 3; i++) want[o * 4 + i] = (float)(row[i] - mean / 3);
+            want[o * 4 + 3] = (float)offset;
         }
-        want[o * 4 + 3] = (float)offset;
+        assert_int_equal(lw_param_fold(params, a, with ? bias : LW_NO_PARAM, gamma, beta, &folded, &err), LW_OK);
+        expect_values(params, folded, want, 16);
     }
-    assert_int_equal(lw_param_fold(params, a, gamma, beta, &folded, &err), LW_OK);
-    expect_values(params, folded, want, 16);
-    assert_int_equal(lw_param_fold(params, a, gamma, a, &folded, &err), LW_EINTERNAL); /* 4 offsets for 3 columns */
+    assert_int_equal(lw_param_fold(params, a, LW_NO_PARAM, gamma, a, &folded, &err),
+                     LW_EINTERNAL); /* 4 offsets for 3 columns */
+    assert_int_equal(lw_param_fold(params, a, gamma, gamma, beta, &folded, &err),
+                     LW_EINTERNAL); /* a bias of 3 for 4 rows */
     assert_int_equal(p->status, LW_OK);
     lw_program_free(p);
     lw_params_free(params, NULL);
@@ -225,7 +234,7 @@ static void test_slices(void **state) {
     assert_int_equal(p->status, LW_OK);
     assert_int_equal(lw_pack_plain(params, a, &plain, &err), LW_OK);
     assert_int_equal(lw_pack_plain(params, all, &whole, &err), LW_OK);
-    assert_int_equal(lw_param_fold(params, a, gamma, beta, &fold, &err), LW_OK);
+    assert_int_equal(lw_param_fold(params, a, LW_NO_PARAM, gamma, beta, &fold, &err), LW_OK);
     assert_int_equal(lw_pack_plain(params, fold, &folded, &err), LW_OK);
 
     last = 530; /* in the second slice of f, and in the middle of one of all */
@@ -245,11 +254,13 @@ static void test_slices(void **state) {
     assert_true(calls > 4);
     const float *v = lw_pack_data(params, plain), *w = lw_pack_data(params, whole), *u = lw_pack_data(params, folded);
     for (int64_t o = 0; o < O; o++) {
-        double offset = 0;
+        double offset = 0, sum = 0;
         for (int64_t i = 0; i < I; i++) {
             offset += (double)v[o * I + i] * (double)value_of("beta.1000.1.1.1", i);
-            assert_true(*u++ == v[o * I + i] * value_of("gamma.1000.1.1.1", i));
+            sum += (double)(v[o * I + i] * value_of("gamma.1000.1.1.1", i));
         }
+        for (int64_t i = 0; i < I; i++)
+            assert_true(*u++ == (float)((double)(v[o * I + i] * value_of("gamma.1000.1.1.1", i)) - sum / (double)I));
         assert_true(*u++ == (float)offset);
     }
     for (int64_t i = 0; i < (int64_t)O * I; i++) assert_true(v[i] == value_of("a.1400.1000.1.1", i));
@@ -631,6 +642,111 @@ static void test_lowering(void **state) {
     b->close(b);
 }
 
+/* ---- statistics of rows from the product that makes them */
+
+enum { ROWS = 6, WIDE_ROW = 128 };
+static int32_t with_stats, without_stats; /* normed linears that ran */
+
+/* The statistics are there and right, or there are none. */
+static lw_status reading_run(lw_backend *b, const lw_params *params, const lw_op *op, void *state, const lw_run *run,
+                             lw_error *err) {
+    const lw_prologue *in = &op->m->product.in;
+    if (in->norm.kind == LW_NORM_LAYER && !lw_view_is(in->norm.stats_a)) without_stats++;
+    if (in->norm.kind == LW_NORM_LAYER && lw_view_is(in->norm.stats_a)) {
+        const float *x = lw_at(run, in->a), *stats = lw_at(run, in->norm.stats_a);
+        with_stats++;
+        for (int part = 0; part < G * ROWS * WIDE_ROW / LW_ROW_PART; part++) {
+            double mean = 0, squares = 0;
+            for (int i = 0; i < LW_ROW_PART; i++) mean += (double)x[part * LW_ROW_PART + i] / LW_ROW_PART;
+            for (int i = 0; i < LW_ROW_PART; i++) {
+                const double d = (double)x[part * LW_ROW_PART + i] - mean;
+                squares += d * d;
+            }
+            assert_true(fabs((double)stats[2 * part] - mean) <= 1e-5 * (1 + fabs(mean)));
+            assert_true(fabs((double)stats[2 * part + 1] - squares) <= 1e-5 * (1 + squares));
+        }
+    }
+    return lw_ref_linear.run(b, params, op, state, run, err);
+}
+
+/* A linear with a residual, another that norms its rows; takes: of both. */
+static void run_rows(uint32_t takes, bool unfused, float *out) {
+    lw_backend *b = open_cpu(true), own_backend = *b;
+    lw_tactic t = lw_ref_linear;
+    t.name = "reading", t.run = reading_run, t.takes = takes;
+    const lw_tactic *all[64] = {&t};
+    int32_t n = 1;
+    for (int32_t i = 0; i < b->n_tactics; i++)
+        if (b->tactics[i]->kind != LW_OP_LINEAR) all[n++] = b->tactics[i];
+    own_backend.tactics = all, own_backend.n_tactics = n;
+    lw_params *params = new_params();
+    lw_program *p = lw_program_new("rows", params, LW_F32);
+    lw_plan *plan = NULL;
+    lw_error err = {.message = ""};
+    lw_view x = lw_rec_extern(p, "x", LW_F32, G, 1, 1, ROWS, 16);
+    lw_args *m = lw_rec_op(p, LW_OP_LINEAR, "first");
+    lw_view h = lw_rec_temp(p, LW_F32, G, 1, 1, ROWS, WIDE_ROW);
+    m->product.in = lw_plain(x);
+    m->product.w = lw_rec_take(p, "w.128.16.1.1", 0, 0, 0, 0);
+    m->product.epi.residual = lw_rec_extern(p, "residual", LW_F32, G, 1, 1, ROWS, WIDE_ROW);
+    m->product.out = h;
+    m = lw_rec_op(p, LW_OP_LINEAR, "second");
+    m->product.in = lw_plain(h);
+    m->product.in.norm.kind = LW_NORM_LAYER;
+    m->product.in.norm.eps = 1e-5f;
+    m->product.in.norm.gamma = lw_rec_take(p, "gamma.128.1.1.1", 0, 0, 0, 0);
+    m->product.in.norm.beta = lw_rec_take(p, "beta.128.1.1.1", 0, 0, 0, 0);
+    m->product.w = lw_rec_take(p, "w.24.128.1.1", 0, 0, 0, 0);
+    m->product.out = lw_rec_extern(p, "out", LW_F32, G, 1, 1, ROWS, O);
+    lw_pass_row_stats(p);
+    assert_int_equal(p->status, LW_OK);
+    assert_true(lw_view_is(p->ops[0].m->product.row_stats));
+    if (lw_plan_make_with(&plan, &own_backend, &(lw_plan_options){.unfused = unfused}, p, &err) != LW_OK)
+        fail_msg("%s", err.message);
+    assert_int_equal(lw_params_fill(params, b, NULL), LW_OK);
+    void *bound[3] = {0}, *temp = lw_alloc_aligned((size_t)lw_plan_temp_bytes(plan));
+    static const char *const names[] = {"x", "residual", "out"};
+    memset(temp, 0xff, (size_t)lw_plan_temp_bytes(plan));
+    for (int i = 0; i < 3; i++) {
+        const int64_t bytes = lw_plan_extern_bytes(plan, names[i]);
+        float *at = bound[i] = lw_alloc_aligned((size_t)bytes);
+        for (int64_t k = 0; k < bytes / 4; k++) at[k] = value_of(names[i], k);
+        lw_plan_bind(plan, names[i], at, NULL);
+    }
+    lw_plan_bind_temp(plan, temp);
+    with_stats = without_stats = 0;
+    assert_int_equal(lw_plan_run(plan, NULL), LW_OK);
+    memcpy(out, bound[2], G * ROWS * O * sizeof *out);
+    for (int i = 0; i < 3; i++) lw_free(bound[i]);
+    lw_free(temp);
+    free_all(plan, p, params, b);
+    b->close(b);
+}
+
+static void expect_near(const float *got, const float *want, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        assert_true(fabs((double)got[i] - (double)want[i]) <= 1e-4 * (1 + fabs((double)want[i])));
+}
+
+static void test_row_statistics(void **state) {
+    (void)state;
+    const uint32_t all = LW_TAKES_ALL | LW_TAKES_ROW_STATS;
+    float want[G * ROWS * O], got[G * ROWS * O];
+    run_rows(LW_TAKES_ALL, false, want); /* nobody writes them */
+    assert_true(with_stats == 0 && without_stats == 1);
+    run_rows(all, false, got);
+    assert_true(with_stats == 1 && without_stats == 0);
+    assert_memory_equal(got, want, sizeof got);
+    run_rows(all & ~(uint32_t)LW_TAKES_RESIDUAL, false, got); /* the rows are made by a sum behind the product */
+    assert_true(with_stats == 0 && without_stats == 1);
+    expect_near(got, want, sizeof got / sizeof *got);
+    run_rows(all & ~(uint32_t)LW_TAKES_PROLOGUE, false, got); /* the norm is an op of its own */
+    assert_true(with_stats == 0 && without_stats == 0);
+    run_rows(all, true, got);
+    assert_true(with_stats == 0 && without_stats == 0);
+    expect_near(got, want, sizeof got / sizeof *got);
+}
+
 /* ---- a tactic that makes a norm's statistics itself */
 
 static bool own_supports(const lw_backend *b, const lw_params *params, const lw_op *op) {
@@ -884,7 +1000,7 @@ int main(void) {
         cmocka_unit_test(test_no_overlaps),     cmocka_unit_test(test_lowering),
         cmocka_unit_test(test_own_statistics),  cmocka_unit_test(test_members),
         cmocka_unit_test(test_members_at_once), cmocka_unit_test(test_run_allocates_nothing),
-        cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_faults),          cmocka_unit_test(test_row_statistics),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

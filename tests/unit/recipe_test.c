@@ -254,7 +254,7 @@ static double work(lw_engine *engine, const lw_recipe *recipe, int32_t *n_ops) {
     const lw_step_shape shape = {
         .g = 2, .n = 1, .h = 8, .w = 8, .n_controls = 1, .rows = 4, .n_noise = 1, .controls = 1};
     lw_program *p = lw_program_new("step", engine->params, LW_F32);
-    lw_recipe_record_step(p, &engine->model, recipe, &shape, true);
+    lw_recipe_record_step(p, &engine->model, recipe, &shape, LW_TAKES_MEMBERS);
     ok(p->status, &p->error);
     double flop = 0;
     for (int32_t i = 0; i < p->n_ops; i++) flop += lw_op_cost(p->params, &p->ops[i]).flop;

@@ -296,7 +296,11 @@ static void blocks_that_stay_take_matrices(void **state) {
     assert_true(cu_turns_fit(&a));
     a = good, a.shortcut_weights = &value;
     assert_false(cu_turns_fit(&a));
-    a = good, a.folded = &value;
+    a = good, a.stats = &value;
+    assert_true(cu_turns_fit(&a));
+    a.epi.residual = flat;
+    assert_false(cu_turns_fit(&a));
+    a = good, a.row_stats = &value;
     assert_false(cu_turns_fit(&a));
 }
 

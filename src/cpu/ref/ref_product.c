@@ -235,6 +235,28 @@ static void product_rows(void *user, int64_t begin, int64_t end) {
     }
 }
 
+static void leave_row_stats(const job *j) {
+    const lw_view *out = &j->product->out, *stats = &j->product->row_stats;
+    const void *values = lw_at(j->run, *out);
+    float *to = lw_at(j->run, *stats);
+    for (int64_t i = 0; i < (int64_t)out->g * out->n * out->h * out->w; i++) {
+        const int64_t w = i % out->w, h = i / out->w % out->h, n = i / out->w / out->h % out->n,
+                      g = i / out->w / out->h / out->n, from = lw_view_index(out, g, n, h, w),
+                      at = lw_view_index(stats, g, n, 0, 0) + (h * out->w + w) * (out->c / LW_ROW_PART) * 2;
+        for (int32_t first = 0; first < out->c; first += LW_ROW_PART) {
+            double mean = 0, squares = 0;
+            for (int32_t c = first; c < first + LW_ROW_PART; c++) mean += ref_load(values, out->dtype, from + c);
+            mean /= LW_ROW_PART;
+            for (int32_t c = first; c < first + LW_ROW_PART; c++) {
+                const double d = ref_load(values, out->dtype, from + c) - mean;
+                squares += d * d;
+            }
+            to[at + 2 * (first / LW_ROW_PART)] = (float)mean;
+            to[at + 2 * (first / LW_ROW_PART) + 1] = (float)squares;
+        }
+    }
+}
+
 static lw_status fill_ref(const void *user, const float *logical, const int64_t d[4], void *dst, lw_error *err) {
     (void)user, (void)err;
     float *out = dst;
@@ -295,6 +317,7 @@ static lw_status run_product(lw_backend *backend, const lw_params *params, const
     j.product = &op->m->product;
     make_input(&j, backend);
     lw_parallel_for(backend->pool, backend->threads, (int64_t)j.out->g * j.out->n * j.out->h, 1, product_rows, &j);
+    if (lw_view_is(j.product->row_stats)) leave_row_stats(&j);
     return LW_OK;
 }
 
@@ -343,9 +366,9 @@ static lw_status run_combine(lw_backend *backend, const lw_params *params, const
     return LW_OK;
 }
 
-const lw_tactic lw_ref_conv2d = {"conv2d_ref", LW_OP_CONV2D, LW_TAKES_ALL, ref_supports,
+const lw_tactic lw_ref_conv2d = {"conv2d_ref", LW_OP_CONV2D, LW_TAKES_ALL | LW_TAKES_ROW_STATS, ref_supports,
                                  prepare,      run_product,  ref_release};
-const lw_tactic lw_ref_linear = {"linear_ref", LW_OP_LINEAR, LW_TAKES_ALL, ref_supports,
+const lw_tactic lw_ref_linear = {"linear_ref", LW_OP_LINEAR, LW_TAKES_ALL | LW_TAKES_ROW_STATS, ref_supports,
                                  prepare,      run_product,  ref_release};
 const lw_tactic lw_ref_apply = {"apply_ref", LW_OP_APPLY, LW_TAKES_ALL, ref_supports, prepare, run_apply, ref_release};
 const lw_tactic lw_ref_combine = {"combine_ref", LW_OP_COMBINE, LW_TAKES_ALL, ref_supports,
