@@ -58,7 +58,7 @@ struct launch_args {
     cu_ring ring;
     int32_t rows, columns, groups;       /* of a tile; of four warps, 64 rows each */
     int32_t weights_bytes, row;          /* of a box; values from a row of sums to the next (cu_sums_row) */
-    int32_t wide, lanes;                 /* columns of output of a tile; rows that the epilogue takes at a time */
+    int32_t wide, lanes, rounds;         /* columns of output of a tile; rows that the epilogue takes at a time; times */
     int32_t splits_bits;                 /* 2^splits_bits blocks have a part of the sum each */
     int32_t pair;                        /* 1: tiles of pixels y and y ^ 1 share weights; else 0 */
     int32_t steps;                       /* t.steps, and those of the shortcut: */
@@ -166,22 +166,22 @@ CU_DEVICE void bring_factors(const launch_args &a, const member &m, const work &
             rsqrtf(__fdividef(within + CU_ROW_PART * between, static_cast<float>(a.channels)) + a.eps);
 }
 
-/* Mean and squared deviations of a part of a row, of which each of 8 threads, two apart, has 8 values. */
-CU_DEVICE void leave_part(float *to, const float v[8]) {
-    const unsigned lane = threadIdx.x % 32, lanes = 0x5555u << (lane & 17);
-    float mean = 0, squares = 0, count = 8;
-#pragma unroll
-    for (int i = 0; i < 8; i++) mean += v[i] * 0.125f;
+/* Mean and squared deviations of a part of a row, of which each of 8 threads, two apart, has 8 values; all lanes along,
+ * for with masks of their own the rows of a warp would take turns. */
+CU_DEVICE void leave_part(float *to, const float v[8], bool real) {
+    static_assert(CU_ROW_PART == 8 * 8, "of 8 threads");
+    float sum = ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7])), mean = sum * 0.125f, squares = 0,
+          count = 8;
 #pragma unroll
     for (int i = 0; i < 8; i++) squares += (v[i] - mean) * (v[i] - mean);
 #pragma unroll
     for (int apart = 2; apart < 16; apart *= 2, count *= 2) {
-        const float mean2 = __shfl_xor_sync(lanes, mean, apart), squares2 = __shfl_xor_sync(lanes, squares, apart),
-                    d = mean2 - mean;
+        const float mean2 = __shfl_xor_sync(CU_ALL_LANES, mean, apart),
+                    squares2 = __shfl_xor_sync(CU_ALL_LANES, squares, apart), d = mean2 - mean;
         mean = 0.5f * (mean + mean2);
         squares += squares2 + d * d * (0.5f * count);
     }
-    if ((lane & 14) == 0) *reinterpret_cast<float2 *>(to) = make_float2(mean, squares);
+    if (real && threadIdx.x % 16 < 2) *reinterpret_cast<float2 *>(to) = make_float2(mean, squares);
 }
 
 /* ---- output */
@@ -304,8 +304,9 @@ CU_DEVICE void finish(const launch_args &all, const member &a, const work &w) {
     }
     CU_PHASE(MET, group_thread() == 0);
 #pragma unroll 1
-    for (int row = lane; mine && row < rows; row += all.lanes) {
-        const int4 at = places[row];
+    for (int round = 0, row = lane; round < all.rounds; round++, row += all.lanes) { /* all lanes along: leave_part */
+        int4 at = make_int4(-1, 0, 0, 0);
+        if (mine && row < rows) at = places[row];
         const int from = row * all.row + col;
         float v[8], gate[8];
         if (at.x >= 0) {
@@ -333,12 +334,12 @@ CU_DEVICE void finish(const launch_args &all, const member &a, const work &w) {
                 add8(v, t);
             }
             store8(static_cast<__half *>(a.out.p) + static_cast<int64_t>(at.z) * 8 + c, v);
-            if (!GATED && !ACTS && a.row_stats) /* rows are dense: 2 floats for 64 channels */
-                leave_part(a.row_stats + (at.z / 4 + c / CU_ROW_PART * 2), v);
         }
+        if (!GATED && !ACTS && a.row_stats) /* rows are dense: 2 floats for 64 channels */
+            leave_part(a.row_stats + (at.z / 4 + c / CU_ROW_PART * 2), v, at.x >= 0);
 #pragma unroll
         for (int i = 0; i + 1 < AHEAD; i++) more[i] = more[i + 1];
-        read(more[AHEAD - 1], row + AHEAD * all.lanes);
+        if (mine) read(more[AHEAD - 1], row + AHEAD * all.lanes);
     }
     CU_PHASE(FINISHED, group_thread() == 0);
     if (SPLIT) cluster_wait(); /* no block ends while its parts are on their way */
@@ -662,6 +663,7 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
     const int threads = threads_of(args.groups), two_rows = args.wide / 8 * 2;
     args.lanes = threads / two_rows * 2;
     args.by_lanes = cu_divider_of(two_rows);
+    args.rounds = cu_ceil_div(rows / first.splits, args.lanes);
     if ((first.splits > 1 && args.gates) || (first.row_stats && (columns % CU_ROW_PART || first.epi.act != CU_ACT_NONE)))
         return cudaErrorInvalidValue;
     if (first.shortcut_weights) {
