@@ -126,8 +126,8 @@ static lw_status run(lw_backend *backend, const lw_params *params, const lw_op *
 }
 
 enum {
-    TAKES = LW_TAKES_ADDEND | LW_TAKES_ACT | LW_TAKES_GEGLU | LW_TAKES_SCALE | LW_TAKES_RESIDUAL | LW_TAKES_MEMBERS |
-            LW_TAKES_ROW_STATS
+    TAKES = LW_TAKES_ADDEND | LW_TAKES_ACT | LW_TAKES_GEGLU | LW_TAKES_SCALE | LW_TAKES_RESIDUAL |
+            LW_TAKES_ANY_RESIDUAL | LW_TAKES_MEMBERS | LW_TAKES_ROW_STATS
 };
 
 /* A tactic has no data of its own: each tile has functions that name it. */

@@ -20,6 +20,7 @@ enum {
     LW_TAKES_SCALE = 1 << 4,
     LW_TAKES_RESIDUAL = 1 << 5,
     LW_TAKES_SHORTCUT = 1 << 6,
+    LW_TAKES_ANY_RESIDUAL = 1 << 7, /* with LW_TAKES_RESIDUAL: one that is shared or sliced, too */
     LW_TAKES_ALL = 0xffff,
     LW_TAKES_MEMBERS = 1 << 16, /* all members in one launch */
     LW_TAKES_ROUNDING = 1 << 17, /* rounds below the activations' type; not for an exact program */

@@ -133,8 +133,8 @@ static lw_status lower_shortcut(lw_plan *plan, lw_op *op, lw_error *err) {
     return lower(plan, &product, err);
 }
 
-/* Takes off what the tactic does not take, from the first such field on; a shared or sliced residual is only for
- * tactics that take everything. True if something was taken off; *rest then holds it. */
+/* Takes off what the tactic does not take, from the first such field on. True if something was taken off; *rest then
+ * holds it. */
 static bool split_epilogue(uint32_t takes, lw_epilogue *epi, lw_epilogue *rest) {
     *rest = (lw_epilogue){.addend = LW_NO_VIEW, .scale = LW_NO_VIEW, .residual = LW_NO_VIEW};
     bool split = false;
@@ -145,7 +145,9 @@ static bool split_epilogue(uint32_t takes, lw_epilogue *epi, lw_epilogue *rest) 
     if (split) rest->act = epi->act, epi->act = LW_ACT_NONE;
     if (lw_view_is(epi->scale) && !(takes & LW_TAKES_SCALE)) split = true;
     if (split) rest->scale = epi->scale, epi->scale = LW_NO_VIEW;
-    if (lw_view_is(epi->residual) && (!(takes & LW_TAKES_RESIDUAL) || !lw_view_dense(&epi->residual))) split = true;
+    if (lw_view_is(epi->residual) && (!(takes & LW_TAKES_RESIDUAL) ||
+                                      (!(takes & LW_TAKES_ANY_RESIDUAL) && !lw_view_dense(&epi->residual))))
+        split = true;
     if (split) rest->residual = epi->residual, epi->residual = LW_NO_VIEW;
     return split;
 }
