@@ -8,7 +8,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/gelu.h"
-#include "cuda/kernels.h"
+#include "cuda/tiles.h"
 
 #define CU_DEVICE static __device__ __forceinline__
 #define CU_ALL_LANES 0xffffffffu
@@ -251,12 +251,18 @@ struct row_walk {
     int64_t at, step, wrap;
     int w, step_w, width;
     __device__ row_walk(int64_t sh, int64_t sw, int width, int row, int by)
-        : at(row / width * sh + row % width * sw), step(by / width * sh + by % width * sw), wrap(sh - width * sw),
-          w(row % width), step_w(by % width), width(width) {}
+        : row_walk(sh, sw, width, row / width, row, by / width, by) {}
+    __device__ row_walk(int64_t sh, int64_t sw, const cu_divider &width, int row, int by)
+        : row_walk(sh, sw, static_cast<int>(width.by), cu_divide(&width, row), row, cu_divide(&width, by), by) {}
     __device__ void next() {
         at += step, w += step_w;
         if (w >= width) w -= width, at += wrap;
     }
+
+  private: /* down, step_down: row and by divided by the width */
+    __device__ row_walk(int64_t sh, int64_t sw, int width, int down, int row, int step_down, int by)
+        : at(down * sh + (row - down * width) * sw), step(step_down * sh + (by - step_down * width) * sw),
+          wrap(sh - width * sw), w(row - down * width), step_w(by - step_down * width), width(width) {}
 };
 
 /* ---- warps */

@@ -27,15 +27,18 @@ enum {
 enum { WANT_BLOCKS = 64, MANY_BLOCKS = 512 };
 enum { FEW_BYTES = 64 * 1024, WANT_BYTES = 170 * 1024 };
 
-struct launch_args {
-    cu_apply_args any; /* sizes, strides and attributes of all members */
-    cu_members of;
-};
-
 /* lanes: rows at a time; kept: rows of a lane; cells: groups that a vector touches at most */
 struct geometry {
     int lanes, kept, cells;
     size_t bytes;
+};
+
+struct launch_args {
+    cu_apply_args any; /* sizes, strides and attributes of all members */
+    cu_members of;
+    int kept, cells, piece, per;                            /* piece: rows of a lane that arrive together; per: channels
+                                                               of a group */
+    cu_divider by_pictures, by_n, by_width, by_lanes, by_per; /* pictures: of a member */
 };
 
 int n_vectors(const cu_apply_args &a) { return (a.a.c + a.b.c) / 8; }
@@ -62,6 +65,7 @@ bool place(const cu_apply_args &a, const cu_group_norm_layout &l, geometry *g) {
 /* What a block is, and what its threads tell each other. */
 struct block {
     int threads, tid, slab, lanes, per, n_groups; /* slab: vectors; per: channels of a group */
+    const cu_divider &by_per;
 };
 struct scratch {
     float moments[2][MAX_GROUPS], merged[2][MAX_GROUPS];
@@ -85,7 +89,7 @@ CU_DEVICE void sum_groups(scratch &s, const block &b, const float2 *sums, const 
         float sum = 0, sum2 = 0;
 #pragma unroll 1
         for (int x = first; x <= last; x++) {
-            const float2 *from = sums + (x == first ? k - first * 8 / b.per : 0) * b.threads + x;
+            const float2 *from = sums + (x == first ? k - cu_divide(&b.by_per, first * 8) : 0) * b.threads + x;
 #pragma unroll 1
             for (int l = lane; l < b.lanes; l += 32) {
                 const float2 part = from[l * b.slab];
@@ -94,9 +98,9 @@ CU_DEVICE void sum_groups(scratch &s, const block &b, const float2 *sums, const 
         }
         sum = warp_sum(sum), sum2 = warp_sum(sum2);
         if (lane) continue;
-        const float mean = static_cast<float>(first_row[k * b.per]) + sum / count,
-                    m2 = fmaxf(sum2 - sum * (sum / count), 0.0f);
-        if (alone) s.merged[0][k] = mean, s.merged[1][k] = rsqrtf(m2 / count + eps);
+        const float d = __fdividef(sum, count), mean = static_cast<float>(first_row[k * b.per]) + d,
+                    m2 = fmaxf(sum2 - sum * d, 0.0f);
+        if (alone) s.merged[0][k] = mean, s.merged[1][k] = rsqrtf(__fdividef(m2, count) + eps);
         else s.moments[0][k] = mean, s.moments[1][k] = m2;
     }
 }
@@ -113,11 +117,11 @@ CU_DEVICE void merge_groups(scratch &s, const block &b, int rows, int log_splits
         const float my_mean = from[at], my_m2 = from[MAX_GROUPS + at],
                     count = static_cast<float>(part_begin(rows, i + 1, log_splits) - part_begin(rows, i, log_splits)) *
                             b.per;
-        float mean = my_mean * (count / total);
+        float mean = my_mean * __fdividef(count, total);
         for (int d = 1; d < splits; d *= 2) mean += __shfl_xor_sync(CU_ALL_LANES, mean, d);
         float m2 = my_m2 + (my_mean - mean) * (my_mean - mean) * count;
         for (int d = 1; d < splits; d *= 2) m2 += __shfl_xor_sync(CU_ALL_LANES, m2, d);
-        if (i == 0 && k < b.n_groups) s.merged[0][k] = mean, s.merged[1][k] = rsqrtf(m2 / total + eps);
+        if (i == 0 && k < b.n_groups) s.merged[0][k] = mean, s.merged[1][k] = rsqrtf(__fdividef(m2, total) + eps);
     }
 }
 
@@ -126,35 +130,36 @@ CU_DEVICE void merge_groups(scratch &s, const block &b, int rows, int log_splits
 /* Grid: (splits, slabs, members x pictures); block: (vectors of the slab, lanes). */
 template <typename TI, typename TO>
 __global__ void __launch_bounds__(MAX_THREADS, 2)
-    group_norm_kernel(const __grid_constant__ launch_args all, int kept, int cells) {
+    group_norm_kernel(const __grid_constant__ launch_args all) {
 #if __CUDA_ARCH__ >= 900
     extern __shared__ __align__(16) unsigned char shared[];
     __shared__ scratch s;
     next_launch_may_start();
     const cu_apply_args &a = all.any;
-    const int pictures = a.out.g * a.out.n, member = blockIdx.z / pictures, gn = blockIdx.z - member * pictures,
-              g = gn / a.out.n, n = gn - g * a.out.n, rows = a.a.h * a.a.w, log_splits = 31 - __clz(gridDim.x),
+    int n = blockIdx.z;
+    const int member = cu_divide_rest(&all.by_pictures, &n), g = cu_divide_rest(&all.by_n, &n), rows = a.a.h * a.a.w,
+              log_splits = 31 - __clz(gridDim.x),
               begin = part_begin(rows, blockIdx.x, log_splits), end = part_begin(rows, blockIdx.x + 1, log_splits);
-    const int slab = blockDim.x, lanes = blockDim.y, threads = slab * lanes, per = (a.a.c + a.b.c) / a.groups,
+    const int slab = blockDim.x, lanes = blockDim.y, threads = slab * lanes, per = all.per, kept = all.kept,
               tid = threadIdx.y * slab + threadIdx.x, c = (blockIdx.y * slab + threadIdx.x) * 8;
-    const block b = {threads, tid, slab, lanes, per, slab * 8 / per};
+    const block b = {threads, tid, slab, lanes, per, cu_divide(&all.by_per, slab * 8), all.by_per};
     const bool in_a = c < a.a.c;
     const cu_view &in = in_a ? a.a : a.b;
-    const int row = begin + threadIdx.y, mine = row < end ? (end - row + lanes - 1) / lanes : 0,
-              piece = (kept + PIECES - 1) / PIECES;
+    const int row = begin + threadIdx.y, mine = row < end ? cu_divide(&all.by_lanes, end - row + lanes - 1) : 0,
+              piece = all.piece;
     TI *keep = reinterpret_cast<TI *>(shared) + tid * 8; /* the k-th row's vector: keep[k * threads * 8] */
     float2 *sums = reinterpret_cast<float2 *>(reinterpret_cast<TI *>(shared) + kept * threads * 8);
     const TI *src = static_cast<const TI *>(in_a ? all.of.a[member] : all.of.b[member]) + g * in.sg + n * in.sn +
                     (in_a ? c : c - a.a.c);
     /* The group of my first channel, and by how many groups the others are after it: 4 bits each. */
-    const int group = threadIdx.x * 8 / per;
+    const int group = cu_divide(&all.by_per, threadIdx.x * 8);
     uint32_t after = 0;
     for (int i = 1, left = (group + 1) * per - threadIdx.x * 8 - 1, cell = 0; i < 8; i++, left--) {
         if (left == 0) cell++, left = per;
         after |= static_cast<uint32_t>(cell) << 4 * i;
     }
     {
-        row_walk from(in.sh, in.sw, a.a.w, row, lanes);
+        row_walk from(in.sh, in.sw, all.by_width, row, lanes);
         previous_launch_wait();
 #pragma unroll 1
         for (int k = 0, p = 1; p <= PIECES; p++) {
@@ -192,7 +197,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 2)
             }
         }
 #pragma unroll 1
-        for (int q = 0; q < cells; q++) {
+        for (int q = 0; q < all.cells; q++) {
             float2 part = {0, 0};
 #pragma unroll
             for (int i = 0; i < 8; i++)
@@ -216,7 +221,7 @@ __global__ void __launch_bounds__(MAX_THREADS, 2)
         factor[i] *= s.merged[1][k];
         offset[i] -= s.merged[0][k] * factor[i];
     }
-    row_walk to(a.out.sh, a.out.sw, a.a.w, row, lanes);
+    row_walk to(a.out.sh, a.out.sw, all.by_width, row, lanes);
     TO *dst = static_cast<TO *>(all.of.out[member]) + g * a.out.sg + n * a.out.sn + c;
     auto write = [&](auto act) {
 #pragma unroll 1
@@ -241,14 +246,14 @@ template <typename TI, typename TO>
 cudaError_t launch(cu_order order, const launch_args &args, int members, const cu_group_norm_layout &l,
                    const geometry &g) {
     const cu_apply_args &a = args.any;
-    void (*kernel)(const launch_args, int, int) = group_norm_kernel<TI, TO>;
+    void (*kernel)(const launch_args) = group_norm_kernel<TI, TO>;
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, LIMIT);
     if (e == cudaSuccess)
         e = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                  cudaSharedmemCarveoutMaxShared);
     if (e != cudaSuccess) return e;
     return start_clusters(order, kernel, dim3(l.splits, n_vectors(a) / l.slab, members * a.out.g * a.out.n), l.splits,
-                          dim3(l.slab, g.lanes), g.bytes, args, g.kept, g.cells);
+                          dim3(l.slab, g.lanes), g.bytes, args);
 }
 
 } // namespace
@@ -288,7 +293,18 @@ cudaError_t cu_group_norm_with(cu_order order, const cu_apply_args *args, int32_
                                const cu_group_norm_layout *l) {
     geometry g;
     if (members > CU_MAX_MEMBERS || !place(*args, *l, &g)) return cudaErrorInvalidValue;
-    const launch_args all = {*args, members_of(args, members)};
+    const int per = group_width(*args);
+    const launch_args all = {*args,
+                             members_of(args, members),
+                             g.kept,
+                             g.cells,
+                             cu_ceil_div(g.kept, PIECES),
+                             per,
+                             cu_divider_of(args->out.g * args->out.n),
+                             cu_divider_of(args->out.n),
+                             cu_divider_of(args->a.w),
+                             cu_divider_of(g.lanes),
+                             cu_divider_of(per)};
     if (args->a.half)
         return args->out.half ? launch<__half, __half>(order, all, members, *l, g)
                               : launch<__half, float>(order, all, members, *l, g);
