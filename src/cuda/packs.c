@@ -76,14 +76,27 @@ lw_status cu_want_matrix(lw_params *params, lw_param p, lw_dtype dtype, int32_t 
 
 /* ---- a matrix with a layer norm in it */
 
-/* A row sums up to 0, and its halves should: what they sum up to is multiplied by the mean of what is normed. So some of
- * those that were rounded to the side of the sum are rounded to the other one, the nearly even first. */
-static void round_to_no_sum(const float *from, uint16_t *to, size_t n) {
+static double sum_of_halves(const uint16_t *of, size_t n) {
+    enum { TILE = 512 };
+    float values[TILE];
     double sum = 0;
+    for (size_t at = 0; at < n; at += TILE) {
+        const size_t count = n - at < TILE ? n - at : TILE;
+        lw_to_f32(LW_F16, of + at, values, count);
+        for (size_t i = 0; i < count; i++) sum += (double)values[i];
+    }
+    return sum;
+}
+
+/* A row sums up to 0, and its halves should: what they sum up to is multiplied by the mean of what is normed. So some of
+ * those that were rounded to the side of the sum are rounded to the other one, the nearly even first, until next to
+ * nothing is left of it. */
+static void round_to_no_sum(const float *from, uint16_t *to, size_t n) {
     lw_to_f16(from, to, n);
-    for (size_t i = 0; i < n; i++) sum += (double)lw_f16_to_f32(to[i]);
+    double sum = sum_of_halves(to, n);
+    const double little = fabs(sum) / 128;
     for (int pass = 0; pass < 2; pass++)
-        for (size_t i = 0; i < n && sum != 0; i++) {
+        for (size_t i = 0; i < n && fabs(sum) > little; i++) {
             const bool up = sum < 0, away = up == !(to[i] >> 15);
             if (!(to[i] & 0x7fff) || (to[i] & 0x7fff) >= 0x7bff) continue; /* 0 and the largest stay */
             const uint16_t other = (uint16_t)(away ? to[i] + 1 : to[i] - 1);
