@@ -381,8 +381,9 @@ CU_DEVICE void next_operands(const launch_args &a, const member &m, cu_place ori
 CU_DEVICE void bring_weights(const launch_args &a, const member &m, const work &w) {
     const bool acts = elect_one();
     if (acts) {
-#pragma unroll
-        for (int i = 0; i < CU_RING_LIMIT; i++) {
+        prefetch_map(w.begin < a.t.steps ? &m.weights : &m.shortcut_weights);
+#pragma unroll 1
+        for (int i = 0; i < a.ring.weights; i++) {
             barrier_init(w.full + i * 8, a.t.patch ? 1 : 2);
             barrier_init(w.empty + i * 8, a.groups * 4 << a.pair);
         }
