@@ -39,9 +39,7 @@ static void record(bench_job *job, int i) {
     case BENCH_STEP: lw_record_step(p, m, &t); break;
     default: lw_record_decode(p, m, t.n, t.h, t.w); break;
     }
-    const uint32_t takes = lw_backend_takes(job->backend);
-    if (takes & LW_TAKES_ROW_STATS) lw_pass_row_stats(p);
-    if (takes & LW_TAKES_MEMBERS && !job->shape.unzipped) lw_pass_zip(p);
+    lw_pass_fit(p, lw_backend_takes(job->backend) & ~(uint32_t)(job->shape.unzipped ? LW_TAKES_MEMBERS : 0));
 }
 
 void *bench_job_buffer(const bench_job *job, const char *name) {

@@ -36,8 +36,8 @@ struct geometry {
 struct launch_args {
     cu_apply_args any; /* sizes, strides and attributes of all members */
     cu_members of;
-    int kept, cells, piece, per;                            /* piece: rows of a lane that arrive together; per: channels
-                                                               of a group */
+    int kept, cells; /* as of geometry */
+    int piece, per;  /* rows of a lane that arrive together; channels of a group */
     cu_divider by_pictures, by_n, by_width, by_lanes, by_per; /* pictures: of a member */
 };
 
@@ -129,8 +129,7 @@ CU_DEVICE void merge_groups(scratch &s, const block &b, int rows, int log_splits
 
 /* Grid: (splits, slabs, members x pictures); block: (vectors of the slab, lanes). */
 template <typename TI, typename TO>
-__global__ void __launch_bounds__(MAX_THREADS, 2)
-    group_norm_kernel(const __grid_constant__ launch_args all) {
+__global__ void __launch_bounds__(MAX_THREADS, 2) group_norm_kernel(const __grid_constant__ launch_args all) {
 #if __CUDA_ARCH__ >= 900
     extern __shared__ __align__(16) unsigned char shared[];
     __shared__ scratch s;
@@ -138,8 +137,8 @@ __global__ void __launch_bounds__(MAX_THREADS, 2)
     const cu_apply_args &a = all.any;
     int n = blockIdx.z;
     const int member = cu_divide_rest(&all.by_pictures, &n), g = cu_divide_rest(&all.by_n, &n), rows = a.a.h * a.a.w,
-              log_splits = 31 - __clz(gridDim.x),
-              begin = part_begin(rows, blockIdx.x, log_splits), end = part_begin(rows, blockIdx.x + 1, log_splits);
+              log_splits = 31 - __clz(gridDim.x), begin = part_begin(rows, blockIdx.x, log_splits),
+              end = part_begin(rows, blockIdx.x + 1, log_splits);
     const int slab = blockDim.x, lanes = blockDim.y, threads = slab * lanes, per = all.per, kept = all.kept,
               tid = threadIdx.y * slab + threadIdx.x, c = (blockIdx.y * slab + threadIdx.x) * 8;
     const block b = {threads, tid, slab, lanes, per, cu_divide(&all.by_per, slab * 8), all.by_per};

@@ -88,8 +88,8 @@ static double sum_of_halves(const uint16_t *of, size_t n) {
     return sum;
 }
 
-/* A row sums up to 0, and its halves should: what they sum up to is multiplied by the mean of what is normed. So some of
- * those that were rounded to the side of the sum are rounded to the other one, the nearly even first, until next to
+/* A row sums up to 0, and its halves should: what they sum up to is multiplied by the mean of what is normed. So some
+ * of those that were rounded to the side of the sum are rounded to the other one, the nearly even first, until next to
  * nothing is left of it. */
 static void round_to_no_sum(const float *from, uint16_t *to, size_t n) {
     lw_to_f16(from, to, n);

@@ -188,7 +188,8 @@ static inline bool cu_turns_fit(const cu_product_args *a) {
     const cu_epilogue *e = &a->epi;
     const bool gated = e->act == CU_ACT_GEGLU;
     return a->kh == 1 && a->kw == 1 && a->stride == 1 && !a->pad_top && !a->pad_left && !a->shortcut_weights &&
-           !a->row_stats && (!a->stats || !e->residual.p) && !e->addend.p && !e->scale && (gated || e->act == CU_ACT_NONE) &&
+           !a->row_stats && (!a->stats || !e->residual.p) && !e->addend.p && !e->scale &&
+           (gated || e->act == CU_ACT_NONE) &&
            (!e->residual.p || (!gated && e->residual.half && cu_is_flat(&e->residual))) && cu_is_flat(&a->in) &&
            cu_is_flat(&a->out);
 }

@@ -229,8 +229,8 @@ CU_DEVICE void add_bias(const launch_args &a, const tile_place &p, const deviati
 /* What the sums begin with. The residual before the bias: the other way round ptxas finds that the matrix unit had to
  * wait for each of its instructions (C7515). */
 template <typename R, int HEIGHT, int BN, epilogue E>
-CU_DEVICE void begin_sums(const launch_args &a, const tile_place &p, deviations<HEIGHT> &s,
-                          float (&d)[HEIGHT][BN / 2], unsigned char *staged) {
+CU_DEVICE void begin_sums(const launch_args &a, const tile_place &p, deviations<HEIGHT> &s, float (&d)[HEIGHT][BN / 2],
+                          unsigned char *staged) {
     if (E == RESIDUAL) take_residual<R, HEIGHT, BN>(a, p, d, staged);
     else s.load(a, p);
     add_bias<HEIGHT, BN, E>(a, p, s, d);
@@ -268,8 +268,8 @@ CU_DEVICE void multiply(float (&d)[HEIGHT][BN / 2], position &k, int steps, int 
 
 /* Sums to halfs, through the warp's own rows of shared memory, so that stores are 16 bytes. */
 template <typename R, int HEIGHT, int BN, epilogue E>
-CU_DEVICE void write(const launch_args &a, const tile_place &p, const deviations<HEIGHT> &s,
-                     float (&d)[HEIGHT][BN / 2], unsigned char *staged) {
+CU_DEVICE void write(const launch_args &a, const tile_place &p, const deviations<HEIGHT> &s, float (&d)[HEIGHT][BN / 2],
+                     unsigned char *staged) {
     const int wide = E == GATED ? BN / 2 : BN, lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < HEIGHT; i++) {

@@ -8,7 +8,7 @@
 typedef struct wgmma_state {
     int32_t weights[CU_MAX_MEMBERS], bias[CU_MAX_MEMBERS];
     cu_choice choice;
-    bool normed; /* a layer norm is in weights and bias */
+    bool normed;                                                             /* a layer norm is in weights and bias */
     int32_t shortcut_weights[CU_MAX_MEMBERS], shortcut_bias[CU_MAX_MEMBERS]; /* -1: none */
 } wgmma_state;
 
@@ -152,7 +152,7 @@ CU_WGMMA_TILES(X)
 
 #define X(index, rows, columns)                                                                                        \
     static bool supports_##index(const lw_backend *b, const lw_params *params, const lw_op *op) {                      \
-        return supports(b, params, op, index) && turns_fit((const cu_backend *)b, params, op, false);                         \
+        return supports(b, params, op, index) && turns_fit((const cu_backend *)b, params, op, false);                  \
     }                                                                                                                  \
     TILE_TACTICS(index, "t" #rows "x" #columns)
 CU_TURNS_TILES(X)

@@ -24,9 +24,9 @@
  * A residual block's shortcut is further steps of the sum: of other inputs, by other weights, into the same registers.
  *
  * A layer norm before a linear costs no launch: its factors are in the weights, of each row of which the mean is taken
- * off, so that sums do not hang on the mean of what they multiply (lw_param_fold); what is left is to divide them by the
- * deviation of their row. The product that makes the rows leaves their statistics, a part for each 64 channels. The sums
- * of gates are not split, for they would multiply what is lost in parts of halves.
+ * off, so that sums do not hang on the mean of what they multiply (lw_param_fold); what is left is to divide them by
+ * the deviation of their row. The product that makes the rows leaves their statistics, a part for each 64 channels. The
+ * sums of gates are not split, for they would multiply what is lost in parts of halves.
  *
  * One kernel has all tiles, whose sizes it is told: what is not the sum itself is the same code for all of them. A
  * network's launches are short and of many kinds, and a multiprocessor keeps some 128 KB of instructions; what a launch
@@ -56,12 +56,12 @@ struct member {
 struct launch_args {
     cu_tiling t;
     cu_ring ring;
-    int32_t rows, columns, groups;       /* of a tile; of four warps, 64 rows each */
-    int32_t weights_bytes, row;          /* of a box; values from a row of sums to the next (cu_sums_row) */
-    int32_t wide, lanes, rounds;         /* columns of output of a tile; rows that the epilogue takes at a time; times */
-    int32_t splits_bits;                 /* 2^splits_bits blocks have a part of the sum each */
-    int32_t pair;                        /* 1: tiles of pixels y and y ^ 1 share weights; else 0 */
-    int32_t steps;                       /* t.steps, and those of the shortcut: */
+    int32_t rows, columns, groups; /* of a tile; of four warps, 64 rows each */
+    int32_t weights_bytes, row;    /* of a box; values from a row of sums to the next (cu_sums_row) */
+    int32_t wide, lanes, rounds;   /* columns of output of a tile; rows that the epilogue takes at a time; times */
+    int32_t splits_bits;           /* 2^splits_bits blocks have a part of the sum each */
+    int32_t pair;                  /* 1: tiles of pixels y and y ^ 1 share weights; else 0 */
+    int32_t steps;                 /* t.steps, and those of the shortcut: */
     int32_t shortcut_chunks, shortcut_c; /* of its first input */
     int32_t gates;                       /* GEGLU: out.c, else 0 */
     int32_t channels;                    /* of the input; read where there are its rows' statistics, as: */
@@ -149,8 +149,7 @@ CU_DEVICE void bring_factors(const launch_args &a, const member &m, const work &
     for (int first = half; first < parts; first += 2 * AT_ONCE) {
         float2 part[AT_ONCE];
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++)
-            part[i] = first + 2 * i < parts ? from[first + 2 * i] : make_float2(about, 0);
+        for (int i = 0; i < AT_ONCE; i++) part[i] = first + 2 * i < parts ? from[first + 2 * i] : make_float2(about, 0);
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
             const float d = part[i].x - about;
@@ -162,8 +161,7 @@ CU_DEVICE void bring_factors(const launch_args &a, const member &m, const work &
     within += __shfl_xor_sync(CU_ALL_LANES, within, 1);
     between = fmaxf(between - __fdividef(sum * sum, static_cast<float>(parts)), 0.0f);
     if (half == 0)
-        w.factors[row] =
-            rsqrtf(__fdividef(within + CU_ROW_PART * between, static_cast<float>(a.channels)) + a.eps);
+        w.factors[row] = rsqrtf(__fdividef(within + CU_ROW_PART * between, static_cast<float>(a.channels)) + a.eps);
 }
 
 /* Mean and squared deviations of a part of a row, of which each of 8 threads, two apart, has 8 values; all lanes along,
@@ -493,8 +491,8 @@ CU_DEVICE void bring_input(const launch_args &a, const member &m, const work &w)
 
 /* ---- sums */
 
-/* What a group of four warps does: its rows' sums. What comes between two steps the matrix unit waits for: where the next
- * one's operands are is known before. s: the first step, of a patch. */
+/* What a group of four warps does: its rows' sums. What comes between two steps the matrix unit waits for: where the
+ * next one's operands are is known before. s: the first step, of a patch. */
 template <int BN, bool PATCH>
 CU_DEVICE void multiply(const launch_args &a, const work &w, cu_step s, float (&d)[1][BN / 2]) {
     static_assert(BN * CU_CHUNK_BYTES / 2 % 1024 == 0, "operands begin at the swizzle's period");
@@ -562,8 +560,7 @@ template <int BN, typename T> CU_DEVICE void store_sums(const float (&d)[1][BN /
 }
 
 /* The tile's sums, from first to last, into shared memory. */
-template <int BN>
-CU_DEVICE void make_sums(const launch_args &a, const work &w, const cu_step &s) {
+template <int BN> CU_DEVICE void make_sums(const launch_args &a, const work &w, const cu_step &s) {
     float d[1][BN / 2];
     if (a.t.patch) multiply<BN, true>(a, w, s, d);
     else multiply<BN, false>(a, w, s, d);
@@ -665,7 +662,8 @@ cudaError_t launch(cu_order order, const cu_product_args *of, int n, void *encod
     args.lanes = threads / two_rows * 2;
     args.by_lanes = cu_divider_of(two_rows);
     args.rounds = cu_ceil_div(rows / first.splits, args.lanes);
-    if ((first.splits > 1 && args.gates) || (first.row_stats && (columns % CU_ROW_PART || first.epi.act != CU_ACT_NONE)))
+    if ((first.splits > 1 && args.gates) ||
+        (first.row_stats && (columns % CU_ROW_PART || first.epi.act != CU_ACT_NONE)))
         return cudaErrorInvalidValue;
     if (first.shortcut_weights) {
         args.shortcut_c = first.shortcut_a.c;

@@ -179,8 +179,8 @@ lw_status lw_param_fold(lw_params *params, lw_param w, lw_param bias, lw_param g
               .key = key,
               .dims = {of->dims[0], of->dims[1] + 1, 1, 1}};
     if (snprintf(key, sizeof key, "fold(%s,%s,%s%s%s)", of->key, node_at(params, gamma.id)->key,
-                 node_at(params, beta.id)->key, has_bias ? "," : "", has_bias ? node_at(params, bias.id)->key : "") >=
-        (int)sizeof key)
+                 node_at(params, beta.id)->key, has_bias ? "," : "",
+                 has_bias ? node_at(params, bias.id)->key : "") >= (int)sizeof key)
         return lw_fail(err, LW_EINTERNAL, "parameters: name of %s is too long", of->key);
     for (int k = 1; k < n.n_parts; k++)
         if (node_at(params, ids[k])->dims[0] != of->dims[k < 3] || of->dims[2] != 1 || of->dims[3] != 1)

@@ -25,8 +25,8 @@ void lw_pass_give_out(lw_program *p, lw_view v, const char *name) {
 
 typedef struct unsharing {
     lw_program *p;
-    int64_t *stride; /* by buffer: elements of one pass, 0: shared as before */
-    bool *once;      /* by buffer: an op that stays shared wrote into it */
+    int64_t *stride;                    /* by buffer: elements of one pass, 0: shared as before */
+    bool *once;                         /* by buffer: an op that stays shared wrote into it */
     bool reads_apart, writes_one, temp; /* what was seen of an op */
 } unsharing;
 
@@ -267,4 +267,9 @@ void lw_pass_row_stats(lw_program *p) {
         made->row_stats = lw_rec_temp(p, LW_F32, out->g, out->n, 1, 1, lw_row_stats_channels(out));
         normed->in.norm.stats_a = made->row_stats;
     }
+}
+
+void lw_pass_fit(lw_program *p, uint32_t takes) {
+    if (takes & LW_TAKES_ROW_STATS) lw_pass_row_stats(p);
+    if (takes & LW_TAKES_MEMBERS) lw_pass_zip(p);
 }

@@ -29,6 +29,9 @@ void lw_pass_zip(lw_program *p);
  * read them instead of all values once more. */
 void lw_pass_row_stats(lw_program *p);
 
+/* The last two, as far as some tactic has use for them; takes: lw_backend_takes (backend.h). */
+void lw_pass_fit(lw_program *p, uint32_t takes);
+
 /* Whether one launch may take both: the same sizes and attributes. */
 bool lw_ops_alike(const lw_params *params, const lw_op *a, const lw_op *b);
 

@@ -322,15 +322,17 @@ static lw_status add_without_stats(lw_plan *plan, const lw_op *op, const lw_tact
     return add_step(plan, &apply, t, err);
 }
 
-/* No tactic writes its row statistics, or it does not write the rows themselves: without them. */
-static lw_status lower_without_row_stats(lw_plan *plan, const lw_op *op, lw_error *err) {
+/* Again, without the statistics of rows that it should leave, since no tactic does or its rows are made behind it; or
+ * without those that it should read, since nobody left them. */
+static lw_status lower_without_row_stats(lw_plan *plan, const lw_op *op, bool leaves, lw_error *err) {
     lw_op product;
     lw_args *m = new_args(plan, &product, op->kind, op->name, op->n_member);
     if (!m) return no_memory(plan, err);
     memcpy(m, op->m, (size_t)op->n_member * sizeof *m);
     for (int32_t k = 0; k < op->n_member; k++) {
-        plan->unmade[m[k].product.row_stats.buf] = true;
-        m[k].product.row_stats = LW_NO_VIEW;
+        lw_view *stats = leaves ? &m[k].product.row_stats : &m[k].product.in.norm.stats_a;
+        if (leaves) plan->unmade[stats->buf] = true;
+        *stats = LW_NO_VIEW;
     }
     return lower(plan, &product, err);
 }
@@ -347,18 +349,8 @@ static bool reads_unmade(const lw_plan *plan, const lw_op *op) {
     return false;
 }
 
-/* It makes the statistics of its rows itself. */
-static lw_status lower_without_stats_of_rows(lw_plan *plan, const lw_op *op, lw_error *err) {
-    lw_op product;
-    lw_args *m = new_args(plan, &product, op->kind, op->name, op->n_member);
-    if (!m) return no_memory(plan, err);
-    memcpy(m, op->m, (size_t)op->n_member * sizeof *m);
-    for (int32_t k = 0; k < op->n_member; k++) m[k].product.in.norm.stats_a = LW_NO_VIEW;
-    return lower(plan, &product, err);
-}
-
 static lw_status lower(lw_plan *plan, const lw_op *op, lw_error *err) {
-    if (reads_unmade(plan, op)) return lower_without_stats_of_rows(plan, op, err);
+    if (reads_unmade(plan, op)) return lower_without_row_stats(plan, op, false, err);
     if (plan->options.unfused) {
         if (op->n_member > 1) return lower_apart(plan, op, err);
         bool lowered;
@@ -367,10 +359,10 @@ static lw_status lower(lw_plan *plan, const lw_op *op, lw_error *err) {
     }
     const lw_tactic *t = choose(plan, op);
     if (t && t->takes & LW_TAKES_STATS) return add_without_stats(plan, op, t, err);
-    if (t && wants_row_stats(op) && splits_epilogue(plan, t, op)) return lower_without_row_stats(plan, op, err);
+    if (t && wants_row_stats(op) && splits_epilogue(plan, t, op)) return lower_without_row_stats(plan, op, true, err);
     if (t) return takes_all_fields(plan, t, op) ? add_step(plan, op, t, err) : lower_product(plan, op, t, err);
     if (op->n_member > 1) return lower_apart(plan, op, err);
-    if (wants_row_stats(op)) return lower_without_row_stats(plan, op, err);
+    if (wants_row_stats(op)) return lower_without_row_stats(plan, op, true, err);
     return lw_fail(err, LW_EINTERNAL, "op %s (%s): backend %s has no tactic for it", op->name, lw_op_name(op->kind),
                    plan->backend->name);
 }

@@ -24,10 +24,10 @@ static void take_back(lw_program *p, const lw_recipe *r, int32_t g) {
     if (g == 2 && r->passes_apart) lw_pass_apart(p);
 }
 
-/* What some tactic of the backend has use for. */
 static void fit(lw_program *p, const lw_recipe *r, uint32_t takes) {
-    if (takes & LW_TAKES_ROW_STATS && !r->unfused) lw_pass_row_stats(p);
-    if (takes & LW_TAKES_MEMBERS && !r->unzipped && !r->passes_apart) lw_pass_zip(p);
+    if (r->unfused) takes &= ~(uint32_t)LW_TAKES_ROW_STATS;
+    if (r->unzipped || r->passes_apart) takes &= ~(uint32_t)LW_TAKES_MEMBERS;
+    lw_pass_fit(p, takes);
 }
 
 void lw_recipe_record_text(lw_program *p, const lw_model *m, const lw_recipe *r, const lw_step_shape *s,

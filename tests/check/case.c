@@ -88,8 +88,7 @@ lw_prologue ck_prologue(ck_case *c, const ck_in *in) {
     p.norm.gamma = ck_param_of(c, 'g', in->c + in->c2, 1, 1, 1);
     p.norm.beta = ck_param_of(c, 'b', in->c + in->c2, 1, 1, 1);
     if (in->norm == LW_NORM_LAYER) {
-        if (in->row_stats)
-            p.norm.stats_a = ck_view(c, LW_F32, in->g, in->n, 1, 1, lw_row_stats_channels(&p.a), 0);
+        if (in->row_stats) p.norm.stats_a = ck_view(c, LW_F32, in->g, in->n, 1, 1, lw_row_stats_channels(&p.a), 0);
         return p;
     }
     int32_t rows = in->h * in->w, each = lw_rows_per_part(rows), parts = (rows + each - 1) / each;

@@ -139,11 +139,14 @@ static void fill_row_stats(ck_fill *f, const lw_view *stats, const lw_view *of) 
     const char *in = ck_at(f->image, *of);
     float *out = (float *)(void *)ck_at(f->image, *stats);
     for (int64_t r = 0; r < (int64_t)of->g * of->n * of->h * of->w; r++) {
-        const int64_t w = r % of->w, h = r / of->w % of->h, n = r / of->w / of->h % of->n, g = r / of->w / of->h / of->n;
-        const int64_t from = lw_view_index(of, g, n, h, w), at = lw_view_index(stats, g, n, 0, 0) + (h * of->w + w) * (of->c / LW_ROW_PART) * 2;
+        const int64_t w = r % of->w, h = r / of->w % of->h, n = r / of->w / of->h % of->n,
+                      g = r / of->w / of->h / of->n;
+        const int64_t from = lw_view_index(of, g, n, h, w),
+                      at = lw_view_index(stats, g, n, 0, 0) + (h * of->w + w) * (of->c / LW_ROW_PART) * 2;
         for (int32_t first = 0; first < of->c; first += LW_ROW_PART) {
             double mean = 0, squares = 0;
-            for (int32_t c = first; c < first + LW_ROW_PART; c++) mean += ck_load(in, of->dtype, from + c) / LW_ROW_PART;
+            for (int32_t c = first; c < first + LW_ROW_PART; c++)
+                mean += ck_load(in, of->dtype, from + c) / LW_ROW_PART;
             for (int32_t c = first; c < first + LW_ROW_PART; c++) {
                 const double d = ck_load(in, of->dtype, from + c) - mean;
                 squares += d * d;

@@ -219,8 +219,7 @@ static counts plan_step(const char *without) {
     lw_record_step(
         p, &model,
         &(lw_step_shape){.g = 2, .n = 1, .h = 48, .w = 32, .n_controls = 1, .rows = 20, .n_noise = 1, .controls = 1});
-    lw_pass_row_stats(p);
-    if (lw_backend_takes(&b.base) & LW_TAKES_MEMBERS) lw_pass_zip(p);
+    lw_pass_fit(p, lw_backend_takes(&b.base));
     if (lw_plan_make(&plan, &b.base, p, &err) != LW_OK) fail_msg("%s", err.message);
     counts n = {.ops = lw_plan_n_ops(plan)};
     for (int32_t i = 0; i < n.ops; i++) {

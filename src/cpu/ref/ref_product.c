@@ -366,10 +366,10 @@ static lw_status run_combine(lw_backend *backend, const lw_params *params, const
     return LW_OK;
 }
 
-const lw_tactic lw_ref_conv2d = {"conv2d_ref", LW_OP_CONV2D, LW_TAKES_ALL | LW_TAKES_ROW_STATS, ref_supports,
-                                 prepare,      run_product,  ref_release};
-const lw_tactic lw_ref_linear = {"linear_ref", LW_OP_LINEAR, LW_TAKES_ALL | LW_TAKES_ROW_STATS, ref_supports,
-                                 prepare,      run_product,  ref_release};
+const lw_tactic lw_ref_conv2d = {"conv2d_ref", LW_OP_CONV2D, LW_TAKES_ALL | LW_TAKES_ROW_STATS, ref_supports, prepare,
+                                 run_product,  ref_release};
+const lw_tactic lw_ref_linear = {"linear_ref", LW_OP_LINEAR, LW_TAKES_ALL | LW_TAKES_ROW_STATS, ref_supports, prepare,
+                                 run_product,  ref_release};
 const lw_tactic lw_ref_apply = {"apply_ref", LW_OP_APPLY, LW_TAKES_ALL, ref_supports, prepare, run_apply, ref_release};
 const lw_tactic lw_ref_combine = {"combine_ref", LW_OP_COMBINE, LW_TAKES_ALL, ref_supports,
                                   ref_no_state,  run_combine,   ref_release};
