@@ -146,11 +146,11 @@ typedef struct cu_product_args {
     cu_view in, out; /* out.c is half of n_rows for GEGLU */
     const void *weights;
     int32_t n_rows, kh, kw, stride, pad_top, pad_left;
+    float *row_stats; /* wgmma.cu alone, NULL: not wanted; written for dense out, no activation */
     /* wgmma.cu and turns.cu alone, NULL: none. Of a linear whose weights and bias hold a layer norm (lw_param_fold): the
      * input's row statistics, as in lw_product_args, dense: each row's sums are divided by its deviation. */
     const float *stats;
     float eps;
-    float *row_stats; /* wgmma.cu alone, NULL: not wanted; written for dense out, no activation, tiles of whole parts */
     bool pairs; /* wgmma.cu alone: two tiles of pixels share the copies of weights, where they can (cu_can_pair) */
     /* wgmma.cu alone, shortcut_weights NULL: none. A 1x1 product of cat(shortcut_a, shortcut_b), as large as the output, that
      * is added to the sum: weights [n_rows][c of both], its bias or NULL; epi has no act and no scale then. */
