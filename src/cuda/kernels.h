@@ -146,14 +146,16 @@ typedef struct cu_product_args {
     cu_view in, out; /* out.c is half of n_rows for GEGLU */
     const void *weights;
     int32_t n_rows, kh, kw, stride, pad_top, pad_left;
-    float *row_stats; /* wgmma.cu alone, NULL: not wanted; written for dense out, no activation */
-    /* wgmma.cu and turns.cu alone, NULL: none. Of a linear whose weights and bias hold a layer norm (lw_param_fold): the
-     * input's row statistics, as in lw_product_args, dense: each row's sums are divided by its deviation. */
+    float *row_stats; /* wgmma.cu alone, NULL: not wanted; written for dense out, no activation,
+                         tiles of whole parts (CU_ROW_PART) */
+    /* wgmma.cu and turns.cu alone, NULL: none. Of a linear whose weights and bias hold a layer norm (lw_param_fold):
+     * the input's row statistics, as in lw_product_args, dense: each row's sums are divided by its deviation. */
     const float *stats;
     float eps;
     bool pairs; /* wgmma.cu alone: two tiles of pixels share the copies of weights, where they can (cu_can_pair) */
-    /* wgmma.cu alone, shortcut_weights NULL: none. A 1x1 product of cat(shortcut_a, shortcut_b), as large as the output, that
-     * is added to the sum: weights [n_rows][c of both], its bias or NULL; epi has no act and no scale then. */
+    /* wgmma.cu alone, shortcut_weights NULL: none. A 1x1 product of cat(shortcut_a, shortcut_b), as large as the
+     * output, that is added to the sum: weights [n_rows][c of both], its bias or NULL; epi has no act and no scale
+     * then. */
     cu_view shortcut_a, shortcut_b;
     const void *shortcut_weights;
     const float *shortcut_bias;
@@ -183,8 +185,8 @@ cudaError_t cu_product(cu_order order, const cu_product_args *args);
     X(9, 192, 160, 1)
 enum { CU_N_WGMMA_TILES = 10, CU_WGMMA_MAX_SPLITS = 8 };
 
-/* Where cu_turns_fit (tiles.h), also these, by blocks that stay and take tile after tile (turns.cu): splits 1, no pairs.
- * X(index, rows, columns) */
+/* Where cu_turns_fit (tiles.h), also these, by blocks that stay and take tile after tile (turns.cu): splits 1, no
+ * pairs. X(index, rows, columns) */
 #define CU_TURNS_TILES(X)                                                                                              \
     X(10, 128, 128)                                                                                                    \
     X(11, 128, 160)

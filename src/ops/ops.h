@@ -137,8 +137,9 @@ typedef struct lw_product_args {
 } lw_product_args;
 
 /* Statistics of rows of c channels, a multiple of 64: f32 [g,n,1,1,h*w*c/64*2], of each 64 channels of a row their mean
- * and the sum of squared deviations from it, before or after rounding. False: such a view can't be dense. */
+ * and the sum of squared deviations from it, before or after rounding. */
 enum { LW_ROW_PART = 64 };
+/* Whether rows can have such a view, whose passes and samples begin at multiples of 16 bytes. */
 static inline bool lw_row_stats_fit(const lw_view *rows) {
     return rows->c % LW_ROW_PART == 0 && (int64_t)rows->h * rows->w * (rows->c / LW_ROW_PART) % 2 == 0;
 }
