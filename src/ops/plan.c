@@ -226,12 +226,23 @@ static bool can_run(const lw_plan *plan, const lw_tactic *t, const lw_op *op) {
     return t->supports(plan->backend, plan->program->params, op);
 }
 
+static bool is_tuned(const lw_plan *plan, const lw_op *op, lw_choice *choice) {
+    return plan->options.choices &&
+           lw_choices_get(plan->options.choices, lw_op_signature(plan->program->params, op), choice);
+}
+
+/* Tuning found each member by itself faster. */
+static bool tuned_apart(const lw_plan *plan, const lw_op *op) {
+    lw_choice choice;
+    return op->n_member > 1 && is_tuned(plan, op, &choice) && !strcmp(choice.tactic, LW_APART);
+}
+
 /* What tuning chose, else the first by the backend's order; NULL: none, or each member by itself. */
 static const lw_tactic *choose(const lw_plan *plan, const lw_op *op) {
     const lw_backend *b = plan->backend;
     lw_choice choice;
-    bool chosen = plan->options.choices && lw_choices_get(plan->options.choices, lw_op_signature(plan->program->params, op), &choice);
-    if (chosen && op->n_member > 1 && !strcmp(choice.tactic, LW_APART)) return NULL;
+    const bool chosen = is_tuned(plan, op, &choice);
+    if (tuned_apart(plan, op)) return NULL;
     for (int32_t i = 0; chosen && i < b->n_tactics; i++)
         if (!strcmp(b->tactics[i]->name, choice.tactic) && can_run(plan, b->tactics[i], op)) return b->tactics[i];
     for (int32_t i = 0; i < b->n_tactics; i++)
@@ -239,7 +250,17 @@ static const lw_tactic *choose(const lw_plan *plan, const lw_op *op) {
     return NULL;
 }
 
-/* Members that no tactic takes in one: each lot of members that are alike by itself, then each member. */
+/* Of members that are alike, but too many for one launch, as many as some tactic takes. */
+static int32_t most_together(const lw_plan *plan, const lw_op *op) {
+    if (plan->options.unfused || tuned_apart(plan, op)) return 1;
+    lw_op some = *op;
+    for (some.n_member = (op->n_member + 1) / 2; some.n_member > 1; some.n_member = (some.n_member + 1) / 2)
+        if (choose(plan, &some)) return some.n_member;
+    return 1;
+}
+
+/* Members that no tactic takes in one: each lot of members that are alike by itself, then as many of them as one takes,
+ * then each member. */
 static lw_status lower_apart(lw_plan *plan, const lw_op *op, lw_error *err) {
     bool done[LW_MAX_MEMBERS] = {false}, mixed = false;
     lw_op one = {.kind = op->kind, .n_member = 1, .name = op->name, .m = op->m};
@@ -248,6 +269,7 @@ static lw_status lower_apart(lw_plan *plan, const lw_op *op, lw_error *err) {
         other.m = &op->m[k];
         mixed |= !lw_ops_alike(plan->program->params, &one, &other);
     }
+    const int32_t most = mixed ? op->n_member : most_together(plan, op);
     for (int32_t i = 0; i < op->n_member; i++) {
         if (done[i]) continue;
         lw_op lot;
@@ -257,7 +279,8 @@ static lw_status lower_apart(lw_plan *plan, const lw_op *op, lw_error *err) {
         for (int32_t k = i; k < op->n_member; k++) {
             lw_op other = one;
             other.m = &op->m[k];
-            if (done[k] || (k > i && (!mixed || !lw_ops_alike(plan->program->params, &one, &other)))) continue;
+            if (done[k] || lot.n_member == most || (mixed && !lw_ops_alike(plan->program->params, &one, &other)))
+                continue;
             lot.m[lot.n_member++] = op->m[k];
             done[k] = true;
         }

@@ -885,6 +885,40 @@ static bool any_members(const lw_backend *b, const lw_params *params, const lw_o
     return (void)b, (void)params, op->n_member >= 1;
 }
 
+static bool up_to_four(const lw_backend *b, const lw_params *params, const lw_op *op) {
+    return (void)b, (void)params, op->n_member <= 4;
+}
+
+/* Nine members for a tactic that takes four. */
+static void test_many_members(void **state) {
+    (void)state;
+    lw_backend *b = open_cpu(true);
+    tactic_list list;
+    lw_params *params = new_params();
+    lw_program *p = lw_program_new("members", params, LW_F32);
+    variant v = {.act = LW_ACT_SILU, .addend = true};
+    lw_args members[9];
+    record_product(p, &v);
+    const int32_t others = p->n_ops - 1;
+    for (int i = 0; i < 9; i++) members[i] = *p->ops[others].m;
+    p->ops[others] = (lw_op){.kind = LW_OP_CONV2D, .n_member = 9, .name = "nine", .m = members};
+    lw_tactic t = watch(LW_OP_CONV2D, LW_TAKES_ALL | LW_TAKES_MEMBERS);
+    t.supports = up_to_four;
+    put_first(&list, b, &t);
+    lw_plan *plan = NULL;
+    assert_int_equal(lw_plan_make(&plan, b, p, NULL), LW_OK);
+    assert_int_equal(lw_plan_n_ops(plan), others + 3);
+    for (int i = 0; i < 3; i++) assert_int_equal(lw_plan_op(plan, others + i).op->n_member, 3);
+    lw_plan_free(plan);
+
+    plan = NULL;
+    assert_int_equal(lw_plan_make_with(&plan, b, &(lw_plan_options){.unfused = true}, p, NULL), LW_OK);
+    for (int i = 0; i < lw_plan_n_ops(plan); i++) assert_int_equal(lw_plan_op(plan, i).op->n_member, 1);
+    free_all(plan, p, params, b);
+    put_back(&list, b);
+    b->close(b);
+}
+
 static void test_members_at_once(void **state) {
     (void)state;
     lw_backend *b = open_cpu(true);
@@ -1002,6 +1036,7 @@ int main(void) {
         cmocka_unit_test(test_own_statistics),  cmocka_unit_test(test_members),
         cmocka_unit_test(test_members_at_once), cmocka_unit_test(test_run_allocates_nothing),
         cmocka_unit_test(test_faults),          cmocka_unit_test(test_row_statistics),
+        cmocka_unit_test(test_many_members),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
