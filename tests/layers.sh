@@ -1,7 +1,8 @@
 #!/bin/sh
 # Who may see whom (ARCHITECTURE.md), read off the sources and the built library:
 #   #includes point down only; no #if and no backend's name above src/ops; all symbols are ours by name, the exported ones are those
-#   of linework.h; no mutable globals but the fault counter; every header compiles alone, the public one in C99, C11 and C++17.
+#   of linework.h; no mutable globals but the fault counter; PTX and shared memory in one file; every header compiles alone, the public
+#   one in C99, C11 and C++17.
 # usage: layers.sh SOURCE_DIR C_COMPILER SHARED_LIBRARY STATIC_LIBRARY SANITIZER
 set -u
 source=$1 cc=$2 shared=$3 static=$4 sanitizer=$5
@@ -62,6 +63,10 @@ for file in src/nets/*.[ch] src/pipe/*.[ch]; do
         grep -vE '\<lw_cpu_count\>' >"$work/found"
     while read -r line; do fail "$file: $line: names a backend"; done <"$work/found"
 done
+
+# ---- kernels: what tests/simulator cannot run is in one file, which it replaces
+grep -nE '\<(asm|__shared__)\>' src/cuda/*.cu src/cuda/*.cuh src/cuda/*.[ch] | grep -v '^src/cuda/ptx.cuh:' >"$work/found"
+while read -r line; do fail "$line: belongs in src/cuda/ptx.cuh"; done <"$work/found"
 
 # ---- symbols
 nm -D --defined-only "$shared" | awk '$2 ~ /[TDBRVW]/ {print $3}' | grep -vE '^(__asan|__odr_asan|__ubsan|__sanitizer|_init$|_fini$)' | sort >"$work/exported"

@@ -518,7 +518,8 @@ __global__ void __launch_bounds__(EXCHANGE_THREADS)
                     sum.x += part[k].x, sum.y += part[k].y, sum.z += part[k].z, sum.w += part[k].w;
                 *reinterpret_cast<float4 *>(others + i) = sum;
             }
-            cluster_leave();
+            cluster_arrive();
+            cluster_wait();
             continue;
         }
         if (threadIdx.x == 0) barrier_expect(bar, (SPLITS - 1) * bytes);

@@ -146,7 +146,7 @@ CU_DEVICE void store_rows(const state<D> &st, const cu_attention_args &a, __half
 template <int D> __global__ void __launch_bounds__(WARPS * 32) attention_kernel(cu_attention_args a) {
     launches_meet();
     typedef shape<D> S;
-    extern __shared__ __align__(16) __half shared_halfs[];
+    CU_SHARED_REST(16, __half, shared_halfs);
     __half *sq = shared_halfs, *sk = sq + QUERIES * S::ROW, *sv = sk + 2 * S::KEYS * S::ROW;
     const int g = blockIdx.z / a.out.n, n = blockIdx.z % a.out.n, head = blockIdx.y, d = a.q.c / a.heads;
     const int first = blockIdx.x * QUERIES, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -219,7 +219,7 @@ template <bool maximum> CU_DEVICE float block_reduce(float v, float *shared) {
 
 template <typename T> __global__ void softmax_kernel(cu_softmax_args a) {
     launches_meet();
-    __shared__ float shared[THREADS / 32];
+    CU_SHARED(float, shared, [THREADS / 32]);
     const float *s = a.s + static_cast<int64_t>(blockIdx.x) * a.stride, factor = a.scale * 1.4426950408889634f;
     T *p = static_cast<T *>(a.p) + static_cast<int64_t>(blockIdx.x) * a.stride;
     const int n = a.causal ? min(a.n, static_cast<int>(blockIdx.x) % a.queries + 1) : a.n;

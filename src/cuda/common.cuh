@@ -1,57 +1,18 @@
 /* SPDX-License-Identifier: MIT
- * What the kernels share: 8 values at a time in and out of memory, activations, the epilogue's formula, and the PTX
- * that has no intrinsic. */
+ * What the kernels share: launches, 8 values at a time in and out of memory, activations, the epilogue's formula. */
 #ifndef LW_CUDA_COMMON_CUH
 #define LW_CUDA_COMMON_CUH
 
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 #include "cuda/gelu.h"
+#include "cuda/ptx.cuh"
 #include "cuda/tiles.h"
 
-#define CU_DEVICE static __device__ __forceinline__
-#define CU_ALL_LANES 0xffffffffu
+/* ---- launches */
 
-/* ---- launches. Each kernel of ours lets the next one in as soon as all its own blocks run, and waits for the one
- * before: where a launch is programmatic, blocks are then in their places when the one before ends. Elsewhere both are
- * nothing. Waiting waits for all that the launch before waited for, so a chain of them is in order. */
-CU_DEVICE void next_launch_may_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
-#endif
-}
-CU_DEVICE void previous_launch_wait() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;\n" ::: "memory");
-#endif
-}
 CU_DEVICE void launches_meet() {
     next_launch_may_start();
     previous_launch_wait();
 }
-
-/* ---- clusters. All threads of all blocks; what they wrote to their shared memory before is there for the others
- * after. A plain release would order writes to all of memory: some hundred ns for the device to confirm what nobody
- * waits for. */
-#if __CUDA_ARCH__ >= 900
-/* The halves of a meeting that orders nothing but what a fence of its own does. */
-CU_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;\n" ::: "memory"); }
-CU_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;\n" ::: "memory"); }
-CU_DEVICE void cluster_meet() {
-#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208
-    asm volatile("fence.release.sync_restrict::shared::cta.cluster;\nbarrier.cluster.arrive.relaxed;\n" ::: "memory");
-#else
-    asm volatile("barrier.cluster.arrive.release;\n" ::: "memory");
-#endif
-    cluster_wait();
-}
-/* Before a block ends whose shared memory others read: they have. */
-CU_DEVICE void cluster_leave() {
-    cluster_arrive();
-    cluster_wait();
-}
-#endif
 
 /* cluster: of that many blocks; one alone is none. */
 template <typename... P, typename... A>
@@ -69,13 +30,7 @@ static cudaError_t start_clusters(cu_order order, void (*kernel)(P...), dim3 gri
         attributes[n].val.clusterDim.y = cluster.y;
         attributes[n++].val.clusterDim.z = cluster.z;
     }
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.dynamicSmemBytes = shared;
-    config.stream = order.stream;
-    config.attrs = attributes;
-    config.numAttrs = n;
+    const cudaLaunchConfig_t config = {grid, block, shared, order.stream, attributes, n};
     return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 
@@ -168,18 +123,6 @@ CU_DEVICE int64_t view_at(const cu_view &v, int g, int n, int h, int w) {
 }
 
 /* ---- activations */
-
-CU_DEVICE float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-CU_DEVICE float reciprocal_fast(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 /* x / (1 + exp(-k x)) of two values to some 1e-6. A true division would be most of what a norm executes, and a branch a
  * value; ex2 and rcp run at an eighth of the other instructions' rate, so one rcp serves both. The bound keeps the
@@ -277,50 +220,6 @@ CU_DEVICE float warp_max(float v) {
 #pragma unroll
     for (int d = 16; d; d >>= 1) v = fmaxf(v, __shfl_xor_sync(CU_ALL_LANES, v, d));
     return v;
-}
-
-/* ---- asynchronous copies of 16 bytes into shared memory; zeros where !real (the address must still be valid) */
-
-CU_DEVICE uint32_t shared_address(const void *p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
-
-CU_DEVICE void copy16(void *shared, const void *global, bool real) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global),
-                 "r"(real ? 16 : 0)
-                 : "memory");
-}
-/* The same of 4 or 8 bytes. */
-template <int BYTES> CU_DEVICE void copy_some(void *shared, const void *global, bool real) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(shared)), "l"(global),
-                 "n"(BYTES), "r"(real ? BYTES : 0)
-                 : "memory");
-}
-CU_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
-/* Waits until at most `left` of the newest groups are under way. */
-template <int left> CU_DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;\n" ::"n"(left) : "memory"); }
-
-/* ---- matrix unit: m16n8k16, half in, float out. Fragments as the PTX manual lays them out: with q = lane / 4 and
- * r = lane % 4, a[0..3] hold rows q, q+8, q, q+8 and columns 2r, 2r, 2r+8, 2r+8; d[0..3] hold (q,2r) (q,2r+1) (q+8,2r)
- * (q+8,2r+1). */
-
-/* Four 8x8 matrices; lane l gives the address of row l % 8 of matrix l / 8. */
-CU_DEVICE void load_matrices(uint32_t r[4], const void *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-CU_DEVICE void load_matrices_transposed(uint32_t r[4], const void *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
-                 : "memory");
-}
-
-CU_DEVICE void multiply(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-                 "{%0,%1,%2,%3};\n"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 #endif

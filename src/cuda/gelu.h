@@ -8,13 +8,14 @@
 #include <math.h>
 
 #include "cuda/tiles.h"
+#ifdef __CUDACC__
+#include "cuda/ptx.cuh"
+#endif
 
 CU_BOTH float cu_gelu(float x) {
     const float d = 1.0f + 0.3275911f * 0.70710678f * fabsf(x), power = x * x * (-0.5f * 1.44269504f);
 #ifdef __CUDA_ARCH__
-    float t, e;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(t) : "f"(d));
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(power));
+    const float t = reciprocal_fast(d), e = exp2_fast(power);
 #else
     const float t = 1.0f / d, e = exp2f(power);
 #endif

@@ -60,7 +60,7 @@ bool place(const cu_apply_args &a, const cu_group_norm_layout &l, geometry *g) {
     return g->bytes <= LIMIT;
 }
 
-#if __CUDA_ARCH__ >= 900
+#ifdef CU_SM90
 
 /* What a block is, and what its threads tell each other. */
 struct block {
@@ -130,9 +130,9 @@ CU_DEVICE void merge_groups(scratch &s, const block &b, int rows, int log_splits
 /* Grid: (splits, slabs, members x pictures); block: (vectors of the slab, lanes). */
 template <typename TI, typename TO>
 __global__ void __launch_bounds__(MAX_THREADS, 2) group_norm_kernel(const __grid_constant__ launch_args all) {
-#if __CUDA_ARCH__ >= 900
-    extern __shared__ __align__(16) unsigned char shared[];
-    __shared__ scratch s;
+#ifdef CU_SM90
+    CU_SHARED_REST(16, unsigned char, shared);
+    CU_SHARED(scratch, s, );
     next_launch_may_start();
     const cu_apply_args &a = all.any;
     int n = blockIdx.z;

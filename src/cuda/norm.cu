@@ -64,7 +64,7 @@ template <typename T> struct row_reader {
 /* Mean and sum of squared deviations of channel c of a slab, to thread c, from the sums about `shift` of all threads t
  * with t % width == c, always in the same order; n: values of a channel. Not a number stays so. */
 CU_DEVICE void channel_moments(float shift, float sum, float sum2, int width, int n, float *mean, float *m2) {
-    __shared__ float sums[2][THREADS];
+    CU_SHARED(float, sums, [2][THREADS]);
     const int threads = blockDim.x * blockDim.y, tid = threadIdx.y * blockDim.x + threadIdx.x;
     sums[0][tid] = sum, sums[1][tid] = sum2;
     __syncthreads();
@@ -80,7 +80,7 @@ CU_DEVICE void channel_moments(float shift, float sum, float sum2, int width, in
 
 template <typename T> __global__ void __launch_bounds__(THREADS, 2) stats_kernel(cu_stats_args a) {
     next_launch_may_start();
-    __shared__ __align__(16) uint4 ring[RING * THREADS];
+    CU_SHARED(uint4, ring, [RING * THREADS]);
     const int part = blockIdx.x, gn = blockIdx.z, g = gn / a.in.n, n = gn % a.in.n, width = blockDim.x * 8;
     const int first = part * a.rows_per_part, last = min(first + a.rows_per_part, a.in.h * a.in.w);
     const int threads = blockDim.x * blockDim.y, tid = threadIdx.y * blockDim.x + threadIdx.x;
@@ -121,8 +121,11 @@ template <typename T> __global__ void __launch_bounds__(THREADS, 2) stats_kernel
 template <typename TI, typename TO>
 __global__ void __launch_bounds__(THREADS, 2) group_kernel(cu_apply_args a, int chunk) {
     next_launch_may_start();
-    __shared__ __align__(16) uint4 ring[RING * THREADS];
-    __shared__ __align__(16) float means[THREADS], squares[THREADS], factors[THREADS], offsets[THREADS];
+    CU_SHARED(uint4, ring, [RING * THREADS]);
+    CU_SHARED(float, means, [THREADS]);
+    CU_SHARED(float, squares, [THREADS]);
+    CU_SHARED(float, factors, [THREADS]);
+    CU_SHARED(float, offsets, [THREADS]);
     const int slab_c = blockDim.x * 8, first_c = blockIdx.y * slab_c, per = (a.a.c + (a.b.p ? a.b.c : 0)) / a.groups;
     const int gn = blockIdx.z, g = gn / a.out.n, n = gn % a.out.n, rows = a.a.h * a.a.w, up = a.up2 ? 2 : 1;
     const int threads = blockDim.x * blockDim.y, tid = threadIdx.y * blockDim.x + threadIdx.x;
@@ -195,7 +198,7 @@ CU_DEVICE float lanes_sum(float v, int lanes) {
 template <typename TI, typename TO>
 __global__ void __launch_bounds__(LAYER_THREADS) layer_kernel(const __grid_constant__ layer_args all) {
     next_launch_may_start();
-    extern __shared__ __align__(16) unsigned char layer_shared[];
+    CU_SHARED_REST(16, unsigned char, layer_shared);
     const cu_apply_args &a = all.any;
     const int member = blockIdx.y, lanes = blockDim.x, lane = threadIdx.x, threads = lanes * blockDim.y,
               tid = threadIdx.y * lanes + lane, n_vec = a.a.c / 8, rows = a.a.h * a.a.w, up = a.up2 ? 2 : 1;

@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(block<T>::N_THREADS, tile_shape<T>::BLOCKS) ha
     launches_meet();
     typedef block<T> B;
     const int STAGES = tile_shape<T>::STAGES;
-    extern __shared__ __align__(128) unsigned char shared_bytes[];
+    CU_SHARED_REST(128, unsigned char, shared_bytes);
     __half *stages = reinterpret_cast<__half *>(shared_bytes);
     const int n_rows = a.out.g * a.out.n * a.out.h * a.out.w, first_row = blockIdx.y * T;
     const int k_all = a.kh * a.kw * a.in.c, steps_all = (k_all + STEP - 1) / STEP;
@@ -234,7 +234,7 @@ CU_DEVICE float4 load_window(const cu_product_args &a, const window &at, const p
 
 __global__ void __launch_bounds__(F32_THREADS) float_kernel(cu_product_args a) {
     launches_meet();
-    __shared__ __align__(16) float shared[F32_TILE * (F32_TILE + 4)];
+    CU_SHARED(float, shared, [F32_TILE * (F32_TILE + 4)]);
     float(*sa)[F32_TILE + 4] = reinterpret_cast<float(*)[F32_TILE + 4]>(shared), (*sb)[F32_TILE + 4] = sa + F32_STEP;
     const int n_rows = a.out.g * a.out.n * a.out.h * a.out.w, first_row = blockIdx.y * F32_TILE;
     const int k_all = a.kh * a.kw * a.in.c, tx = threadIdx.x % 16, ty = threadIdx.x / 16;

@@ -52,12 +52,12 @@ template <int HEIGHT, int BN> struct ring {
     static_assert(A_BYTES % 1024 == 0 && BN / 2 * CU_CHUNK_BYTES % 1024 == 0, "operands begin at the swizzle's period");
 };
 
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#if !defined(__CUDA_ARCH__) || defined(CU_SM90A)
 /* Read in place of what there is not, without a branch. */
 __device__ const float4 nothing = {};
 #endif
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#ifdef CU_SM90A
 
 struct tile_place {
     const member *m;
@@ -293,19 +293,16 @@ CU_DEVICE void write(const launch_args &a, const tile_place &p, const deviations
     }
 }
 
-template <int N> CU_DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(N)); }
-template <int N> CU_DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(N)); }
-
 #endif
 
 /* Grid: blocks, as many as there are multiprocessors; block b has tiles b, b + blocks, …, and of these its
  * first group the first, third, … */
 template <int HEIGHT, int BN, epilogue E>
 __global__ void __launch_bounds__(THREADS, 1) turns_kernel(const __grid_constant__ launch_args a) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#ifdef CU_SM90A
     typedef ring<HEIGHT, BN> R;
-    extern __shared__ unsigned char shared_bytes[];
-    __shared__ __align__(8) uint64_t barriers[2 * R::STAGES];
+    CU_SHARED_REST(16, unsigned char, shared_bytes);
+    CU_SHARED(uint64_t, barriers, [2 * R::STAGES]);
     const uint32_t unaligned = shared_address(shared_bytes), stages = (unaligned + 1023u) & ~1023u;
     const uint32_t full = shared_address(barriers), empty = full + R::STAGES * 8;
     const int warp = threadIdx.x / 32, blocks = gridDim.x;

@@ -81,7 +81,7 @@ constexpr int threads_of(int groups) { return FIRST_GROUP_WARP * 32 + groups * 1
  * another block at once, all of which it adds up. */
 enum { NARROW = 160, MOST_THREADS = 512, WIDE_THREADS = 384, MOST_SHARED = 227 * 1024, PIECE = 8 };
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#ifdef CU_SM90A
 
 /* ---- a block */
 
@@ -588,8 +588,8 @@ CU_DEVICE void send_sums(const launch_args &a, const work &w) {
 template <int MOST>
 __global__ void __launch_bounds__(MOST > NARROW ? WIDE_THREADS : MOST_THREADS, 1)
     wgmma_kernel(const __grid_constant__ launch_args a) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-    extern __shared__ __align__(16) unsigned char shared_bytes[];
+#ifdef CU_SM90A
+    CU_SHARED_REST(16, unsigned char, shared_bytes);
     CU_PHASE(BEGIN, threadIdx.x == 0);
     const work w = work_of(a, shared_bytes);
     const member &m = a.of[blockIdx.z];

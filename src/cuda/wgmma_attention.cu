@@ -44,14 +44,11 @@ template <int D> struct shape {
 /* Bytes of a chunk of a block's queries. */
 CU_BOTH int query_chunk(int groups) { return 64 * groups * CU_CHUNK_BYTES; }
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#ifdef CU_SM90A
 
 CU_DEVICE void copy_head(uint32_t to, const tensor &t, uint32_t bar, int c, int head, int row, int n, int g) {
     const cu_heads_place p = cu_heads_at(t.n_step, t.g_step, c, head, row, n, g);
-    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
-                 "%6, %7}], [%2];\n" ::"r"(to),
-                 "l"(&t.map), "r"(bar), "r"(p.at[0]), "r"(p.at[1]), "r"(p.at[2]), "r"(p.at[3]), "r"(p.at[4])
-                 : "memory");
+    copy_heads(to, &t.map, bar, p.at);
 }
 
 template <typename S, int D>
@@ -167,12 +164,12 @@ CU_DEVICE void store_rows(const attention_args &a, int groups, const float (&out
 /* Grid: (tiles of queries, heads, members x (g, n)). */
 template <int D>
 __global__ void __launch_bounds__(shape<D>::THREADS, 1) attention_kernel(const __grid_constant__ launch_args all) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#ifdef CU_SM90A
     typedef shape<D> S;
     const int pictures = all.of[0].out.g * all.of[0].out.n, groups = all.groups, q_chunk = query_chunk(groups);
     const attention_args &a = all.of[blockIdx.z / pictures];
-    extern __shared__ unsigned char shared_bytes[];
-    __shared__ __align__(8) uint64_t barriers[1 + 3 * S::STAGES];
+    CU_SHARED_REST(16, unsigned char, shared_bytes);
+    CU_SHARED(uint64_t, barriers, [1 + 3 * S::STAGES]);
     const uint32_t unaligned = shared_address(shared_bytes), q = (unaligned + 1023u) & ~1023u;
     const uint32_t q_full = shared_address(barriers), k_full = q_full + 8, v_full = k_full + S::STAGES * 8,
                    empty = v_full + S::STAGES * 8, tiles = q + S::CHUNKS * q_chunk;
