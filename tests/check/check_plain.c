@@ -31,6 +31,8 @@ static void stats_cases(ck_list *list, lw_dtype dtype, int32_t chance) {
         }
     ck_in large = {.g = 1, .n = 1, .h = 173, .w = 181, .c = 40, .how = CK_PADDED}; /* many rows a part */
     add_stats(list, dtype, &large, CK_IN(CK_LARGE) | CK_IN(CK_CONSTANT), "list");
+    ck_in wide = {.g = 1, .n = 1, .h = 61, .w = 71, .c = 64};
+    add_stats(list, dtype, &wide, CK_IN(CK_NORMAL), "list");
     for (int32_t i = 0; i < chance; i++) {
         ck_in in = ck_chance_in(&rng);
         add_stats(list, dtype, &in, CK_IN(ck_below(&rng, CK_CONSTANT)), "chance");

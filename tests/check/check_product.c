@@ -95,6 +95,8 @@ static const product fields[] = {
     {.in = {.n = 2, .h = 10}, .o = 64, .kernel = 1, .row_stats = true, .regimes = MANY},
     {.in = {.n = 2, .h = 8, .c = 320}, .o = 320, .kernel = 1, .residual = 1, .row_stats = true},
     {.in = {.n = 2, .h = 6, .c = 64}, .o = 128, .kernel = 3, .addend = true, .residual = 1, .row_stats = true},
+    {.in = {.g = 1, .h = 2, .w = 8, .c = 200}, .o = 72, .kernel = 3}, /* sums longer than any ring of copies */
+    {.in = {.g = 1, .h = 3, .w = 22, .c = 520}, .o = 72, .kernel = 1},
     {.in = {.act = LW_ACT_GELU}, .o = 24, .kernel = 1},
     {.in = {.up2 = true}, .o = 24, .kernel = 3},
     {.in = {.h = 1, .w = 1, .up2 = true}, .o = 8, .kernel = 3},
