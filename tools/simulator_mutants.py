@@ -4,8 +4,8 @@
 
     tools/simulator_mutants.py BUILD [FILE...]    BUILD: a folder that ninja has built; FILE: "turns.cu", all without
 
-A mutant is found if lw_check_simulated fails with it (or linework_bench_simulated's outputs of the embedded model are
-not those of the kernels as they are). Takes some 15 minutes on two processors.
+A mutant is found if lw_check_simulated or products_test fails with it, or if linework_bench_simulated's outputs of the
+embedded model are not those of the kernels as they are. Takes some 15 minutes on two processors.
 """
 import json
 import os
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DEMO = os.path.join(ROOT, 'models', 'demo', 'model.safetensors')
 
-# file, what is wrong, tactic that is checked or "outputs", text, and what takes its place
+# file, what is wrong, tactic that is checked or "outputs" or "products", text, and what takes its place
 MUTANTS = [
     ('wgmma.cu', 'sums over operands still read', 'linear_wgmma',
      "__syncthreads(); /* no operand is read any more: sums take their place; all know the rows' places */",
@@ -56,6 +56,12 @@ MUTANTS = [
     ('wgmma.cu', 'block ends while parts are on their way', 'linear_wgmma',
      '    if (SPLIT) cluster_wait(); /* no block ends',
      '    if (false) cluster_wait(); /* no block ends'),
+    ('wgmma.cu', 'the other block of a pair is not told', 'products',
+     'if (lane < 2) barrier_arrive_at(',
+     'if (lane < 1) barrier_arrive_at('),
+    ('wgmma.cu', "a pair's weights for one block alone", 'products',
+     's.column, s.in.tap, my_row,\n                        both);',
+     's.column, s.in.tap, my_row,\n                        static_cast<uint16_t>(1 << w.rank));'),
     ('turns.cu', 'stage given back a step early', 'linear_wgmma_t',
      'barrier_arrive(empty + before * 8);\n        before = k.at;',
      'barrier_arrive(empty + k.at * 8);\n        before = k.at;'),
@@ -160,7 +166,7 @@ def verdict(build, work, mutant):
     obj = re.search(r' -o (\S+)', entry['command']).group(1)
     mine = os.path.join(work, 'kernel.o')
     compile_it = entry['command'].replace(entry['file'], source).replace(obj, mine) + ' -w'
-    target = 'linework_bench_simulated' if run == 'outputs' else 'lw_check_simulated'
+    target = {'outputs': 'linework_bench_simulated', 'products': 'products_test'}.get(run, 'lw_check_simulated')
     program = os.path.join(work, target)
     link = command(build, target).replace(obj, mine).replace(f'bin/{target}', program)
     for step in (compile_it, link):
@@ -170,6 +176,8 @@ def verdict(build, work, mutant):
     if run == 'outputs':
         test = [program, 'outputs', '--device', 'cuda', '--model', DEMO, '--size', '64x64', '--compare',
                 os.path.join(build, 'outputs.bin')]
+    elif run == 'products':
+        test = [program]
     else:
         test = [program, '--backend', 'cuda', '--tactic', run, '--chance', '10', '--cap', '0.005']
     try:
@@ -186,7 +194,7 @@ def main():
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     build = os.path.abspath(sys.argv[1])
-    chosen = [m for m in MUTANTS if len(sys.argv) == 2 or m[0] in sys.argv[2:]]
+    chosen = [m for m in MUTANTS if len(sys.argv) == 2 or m[0] in sys.argv[2:] or m[1] in sys.argv[2:]]
     bench = os.path.join(build, 'bin', 'linework_bench_simulated')
     subprocess.run([bench, 'outputs', '--device', 'cuda', '--model', DEMO, '--size', '64x64', '--write',
                     os.path.join(build, 'outputs.bin')], check=True, stdout=subprocess.DEVNULL)
