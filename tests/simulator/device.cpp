@@ -33,13 +33,13 @@ uint32_t chance(uint32_t n) {
 
 bool is_patient() { return now->in->of->of->patience > static_cast<int>(chance(16)); }
 
-/* ---- memory with pages behind it that nobody may touch */
+/* ---- memory beside which there is a page that nobody may touch */
 
 enum { PAGE = 4096 };
 
-static unsigned char *guarded(size_t bytes) {
+static unsigned char *mapped(size_t bytes, size_t page_at) {
     void *p = mmap(nullptr, bytes + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED || mprotect(static_cast<char *>(p) + bytes, PAGE, PROT_NONE) != 0) {
+    if (p == MAP_FAILED || mprotect(static_cast<char *>(p) + page_at, PAGE, PROT_NONE) != 0) {
         perror("simulator: mmap");
         abort();
     }
@@ -51,7 +51,7 @@ static std::vector<unsigned char *> free_memories;
 static unsigned char *new_memory() {
     static_assert(END_SHARED % PAGE == 0, "shared memory ends where a page does");
     unsigned char *p;
-    if (free_memories.empty()) p = guarded(END_SHARED);
+    if (free_memories.empty()) p = mapped(END_SHARED, END_SHARED);
     else p = free_memories.back(), free_memories.pop_back();
     memset(p, 0xff, END_SHARED);
     return p;
@@ -65,7 +65,6 @@ struct fiber {
     ucontext_t first;
     jmp_buf at;
     bool begun;
-    thread *of;
 };
 
 struct scheduler { /* of a cluster that runs; those of launches that run meanwhile are below each other */
@@ -75,7 +74,6 @@ struct scheduler { /* of a cluster that runs; those of launches that run meanwhi
 
 static std::vector<fiber *> free_fibers;
 static scheduler *schedules = nullptr;
-static ucontext_t unused;
 
 static void leave_fiber() {
     if (!_setjmp(now->runs->at)) _longjmp(schedules->at, 1);
@@ -94,9 +92,8 @@ static void fiber_main() {
 static fiber *make_fiber() {
     fiber *const f = new fiber();
     getcontext(&f->first);
-    f->first.uc_stack.ss_sp = guarded(STACK); /* a stack that overflows runs into the one before it, and its page */
+    f->first.uc_stack.ss_sp = mapped(STACK, 0) + PAGE; /* it grows down to the page */
     f->first.uc_stack.ss_size = STACK;
-    f->first.uc_link = &unused;
     makecontext(&f->first, fiber_main, 0);
     return f;
 }
@@ -111,7 +108,6 @@ static fiber *new_fiber() {
 static __attribute__((noinline)) void enter_fiber(thread *t) {
     fiber *f = t->runs;
     now = t;
-    f->of = t;
     if (!_setjmp(schedules->at)) {
         if (f->begun) _longjmp(f->at, 1);
         f->begun = true;

@@ -6,7 +6,8 @@
  * What the device leaves open is decided by chance, so that a program that relies on it does not pass for long: which
  * warp goes on, in what order blocks run, when an asynchronous copy is done (at once, or when nobody can go on without
  * it), when a product is made (when it is asked for, or when it is waited for), how far a launch comes before the one
- * before it has begun. Memory that nobody has written is NaN. The seed is the environment's SIMULATOR_SEED.
+ * before it has begun. Memory that nobody has written is NaN. The environment's SIMULATOR_SEED is the seed, SIMULATOR_SM
+ * the number of multiprocessors.
  *
  * A mistake ends the launch with one line that names it and the thread: warps that wait for each other, lanes that meet
  * at different places, barriers that are not made or whose counts do not agree, blocks that end while something is on
