@@ -15,13 +15,6 @@
 #include <string.h>
 #include <cmocka.h>
 
-/* What whole jobs run on: a CPU, but in a test's simulated variant (simulator/simulator.h). */
-#ifdef LW_TEST_SIMULATED
-#define LW_TEST_DEVICE LW_DEVICE_CUDA
-#else
-#define LW_TEST_DEVICE LW_DEVICE_CPU
-#endif
-
 typedef struct fixture {
     unsigned char *bytes;
     size_t data; /* offset of the tensors */

@@ -196,8 +196,9 @@ def main():
     build = os.path.abspath(sys.argv[1])
     chosen = [m for m in MUTANTS if len(sys.argv) == 2 or m[0] in sys.argv[2:] or m[1] in sys.argv[2:]]
     bench = os.path.join(build, 'bin', 'linework_bench_simulated')
-    subprocess.run([bench, 'outputs', '--device', 'cuda', '--model', DEMO, '--size', '64x64', '--write',
-                    os.path.join(build, 'outputs.bin')], check=True, stdout=subprocess.DEVNULL)
+    if any(m[2] == 'outputs' for m in chosen):
+        subprocess.run([bench, 'outputs', '--device', 'cuda', '--model', DEMO, '--size', '64x64', '--write',
+                        os.path.join(build, 'outputs.bin')], check=True, stdout=subprocess.DEVNULL)
     unseen = 0
 
     def judge(mutant):

@@ -172,7 +172,7 @@ static void catch_faults() {
 
 /* ---- waiting and waking */
 
-void wake(thread *t) {
+static void wake(thread *t) {
     t->waits = NOTHING;
     t->of->ready |= 1u << t->lane;
     if (t->of->listed) return;
@@ -185,7 +185,8 @@ static void wake_all(std::vector<thread *> &list) {
     list.clear();
 }
 
-void block_on(wait_kind what, uint32_t address, uint32_t parity) {
+/* Until woken. */
+static void block_on(wait_kind what, uint32_t address, uint32_t parity) {
     now->waits = what, now->waits_for = address, now->waits_parity = parity;
     leave_fiber();
 }
@@ -210,18 +211,18 @@ bool come_together(meeting what, int at, bool whole) {
     return false;
 }
 
-void leave_together() {
-    warp &w = *now->of;
-    const uint32_t others = w.arrived & ~(1u << now->lane);
+/* All that have arrived go on; the one that runs does so anyway. */
+static void let_go(warp &w) {
+    const uint32_t waiting = w.arrived & ~(1u << now->lane);
     w.arrived = 0;
-    for (uint32_t left = others; left; left &= left - 1) wake(w.lanes[__builtin_ctz(left)]);
+    for (uint32_t left = waiting; left; left &= left - 1) wake(w.lanes[__builtin_ctz(left)]);
 }
 
-static size_t n_agents() { return now->in->of->thread_of.size(); }
+void leave_together() { let_go(*now->of); }
 
 /* Orders memory; what else lanes meet for does not. */
 void warp_sync() {
-    arrive(now->of->together, now->me, n_agents());
+    arrive(now->of->together, *now);
     if (come_together(SYNC, 0, false)) {
         open(now->of->together);
         leave_together();
@@ -259,7 +260,7 @@ void meet(int number, int threads, bool waits) {
     if (p.arrived && p.threads != threads)
         mistake("barrier %d is of %d threads here, and was of %d", number, threads, p.threads);
     p.threads = threads;
-    arrive(p.sync, now->me, n_agents());
+    arrive(p.sync, *now);
     const int all = threads ? threads : b.alive;
     if (++p.arrived > all) mistake("barrier %d is of %d threads, and more have come", number, all);
     if (p.arrived == all) open_place(p);
@@ -272,11 +273,10 @@ void meet(int number, int threads, bool waits) {
 
 /* Registers of a warp are given and taken by all its lanes together. */
 void registers(int n, bool take) {
-    const int each = 32;
     if (!come_together(take ? TAKE_REGISTERS : GIVE_REGISTERS, n, true)) return;
     warp &w = *now->of;
     block &b = *now->in;
-    const int more = (n - w.registers) * each;
+    const int more = (n - w.registers) * 32;
     if (n % 8 || n < 24 || n > 256 || (take ? more < 0 : more > 0))
         mistake("setmaxnreg to %d of a warp that has %d", n, w.registers);
     while (take && b.free_registers < more) {
@@ -303,7 +303,7 @@ void cluster_arrive() {
     if (now->at_cluster) mistake("arrives at the cluster's barrier twice");
     now->at_cluster = true;
     now->cluster_round = c.round;
-    arrive(c.sync, now->me, n_agents());
+    arrive(c.sync, *now);
     if (++c.arrived == c.alive) open_cluster(c);
 }
 
@@ -392,6 +392,8 @@ static barrier &barrier_at(block &b, uint32_t address) {
     mistake("there is no barrier at %#x of block %u of the cluster", at, b.rank);
 }
 
+static size_t n_agents(const block &b) { return b.of->thread_of.size(); }
+
 /* Whoever waits for a phase learns of the copies that it counts; their epoch is the phase. */
 static void settle(barrier &b, size_t agents) {
     if (b.pending || b.bytes) return;
@@ -408,7 +410,7 @@ static void settle(barrier &b, size_t agents) {
 static void bytes_came(block &b, uint32_t address, int64_t bytes) {
     barrier &bar = barrier_at(b, address);
     bar.bytes -= bytes;
-    settle(bar, b.of->thread_of.size());
+    settle(bar, n_agents(b));
 }
 
 void barrier_init(uint32_t bar, uint32_t count) {
@@ -445,8 +447,8 @@ void barrier_arrive(uint32_t bar, uint32_t expected_bytes) {
     barrier &there = known_barrier(b, bar, &b != now->in);
     there.bytes += expected_bytes;
     if (--there.pending < 0) mistake("more threads than %d arrive at the barrier at %#x", there.count, bar);
-    arrive(there.sync, now->me, n_agents());
-    settle(there, n_agents());
+    arrive(there.sync, *now);
+    settle(there, n_agents(b));
 }
 
 void barrier_wait(uint32_t bar, uint32_t parity) {
@@ -508,15 +510,7 @@ static void later(std::function<void()> what) {
 }
 
 /* What a copy that this thread starts knows; it counts for the barrier of its destination. */
-static agent copy_agent() {
-    agent a = {};
-    if (!finds_races()) return a;
-    sync_point s;
-    arrive(s, now->me, n_agents());
-    open(s);
-    a.knows = s.known;
-    return a;
-}
+static agent copy_agent() { return {0, 0, known_to(&now, 1)}; }
 
 static agent counted(agent a, const barrier &bar) {
     a.number = bar.agent_number;
@@ -548,10 +542,10 @@ static void fill_box(const tensor_map &m, const int *at, block &b, uint32_t to, 
         }
         for (uint32_t c = 0; c < n[0]; c++) {
             const int64_t x = at[0] + static_cast<int64_t>(c) * m.every[0];
-            const uint32_t there = to + row * 128 + c * 2, swizzled = there ^ ((there >> 7 & 7) << 4);
+            const uint32_t there = swizzled(to + row * 128 + c * 2);
             uint16_t v = 0;
             if (real && x >= 0 && x < m.dims[0]) memcpy(&v, from + 2 * x, 2);
-            memcpy(b.memory + swizzled, &v, 2);
+            memcpy(b.memory + there, &v, 2);
         }
     }
 }
@@ -642,10 +636,8 @@ static void end_of_thread() {
     if (w.arrived) {
         if (w.meets != SYNC) mistake("ends while the others of its warp are at %s", meeting_names[w.meets]);
         if (w.arrived == (w.there & ~w.over)) {
-            const uint32_t all = w.arrived;
-            w.arrived = 0;
             open(w.together);
-            for (uint32_t left = all; left; left &= left - 1) wake(w.lanes[__builtin_ctz(left)]);
+            let_go(w);
         }
     }
     meeting_place &p = b.places[0];
@@ -793,7 +785,7 @@ static bool run_cluster(grid &g, dim3 first) {
 bool run(const launch &what, const launch *before) {
     static const int patiences[] = {0, 12, 16, 16};
     catch_faults();
-    grid g = {&what, before, patiences[chance(4)], false};
+    grid g = {&what, before, patiences[chance(4)]};
     const uint32_t nx = what.grid.x / what.cluster.x, ny = what.grid.y / what.cluster.y,
                    nz = what.grid.z / what.cluster.z;
     std::vector<uint32_t> order(static_cast<size_t>(nx) * ny * nz);

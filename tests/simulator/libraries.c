@@ -33,21 +33,25 @@ typedef struct job {
 } job;
 
 static size_t version(void) { return 0; }
+
+#define DESTROY(name, type)                                                                                            \
+    static cublasStatus_t name(type object) {                                                                          \
+        free(object);                                                                                                  \
+        return CUBLAS_STATUS_SUCCESS;                                                                                  \
+    }
+DESTROY(destroy, cublasLtHandle_t)
+DESTROY(destroy_description, cublasLtMatmulDesc_t)
+DESTROY(destroy_layout, cublasLtMatrixLayout_t)
+DESTROY(destroy_preference, cublasLtMatmulPreference_t)
+#undef DESTROY
+
 static cublasStatus_t create(cublasLtHandle_t *out) {
     return (*out = malloc(1)) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_ALLOC_FAILED;
-}
-static cublasStatus_t destroy(cublasLtHandle_t handle) {
-    free(handle);
-    return CUBLAS_STATUS_SUCCESS;
 }
 
 static cublasStatus_t create_description(cublasLtMatmulDesc_t *out, cublasComputeType_t compute, cudaDataType_t type) {
     *out = (cublasLtMatmulDesc_t)calloc(1, sizeof(description));
     return compute == CUBLAS_COMPUTE_32F && type == CUDA_R_32F ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
-}
-static cublasStatus_t destroy_description(cublasLtMatmulDesc_t d) {
-    free(d);
-    return CUBLAS_STATUS_SUCCESS;
 }
 static cublasStatus_t describe(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t name, const void *value,
                                size_t bytes) {
@@ -69,10 +73,6 @@ static cublasStatus_t create_layout(cublasLtMatrixLayout_t *out, cudaDataType ty
     *out = (cublasLtMatrixLayout_t)l;
     return CUBLAS_STATUS_SUCCESS;
 }
-static cublasStatus_t destroy_layout(cublasLtMatrixLayout_t l) {
-    free(l);
-    return CUBLAS_STATUS_SUCCESS;
-}
 static cublasStatus_t set_layout(cublasLtMatrixLayout_t to, cublasLtMatrixLayoutAttribute_t name, const void *value,
                                  size_t bytes) {
     layout *l = (layout *)to;
@@ -84,10 +84,6 @@ static cublasStatus_t set_layout(cublasLtMatrixLayout_t to, cublasLtMatrixLayout
 
 static cublasStatus_t create_preference(cublasLtMatmulPreference_t *out) {
     return (*out = malloc(1)) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_ALLOC_FAILED;
-}
-static cublasStatus_t destroy_preference(cublasLtMatmulPreference_t p) {
-    free(p);
-    return CUBLAS_STATUS_SUCCESS;
 }
 static cublasStatus_t set_preference(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes_t name,
                                      const void *value, size_t bytes) {

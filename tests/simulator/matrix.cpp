@@ -95,7 +95,7 @@ static operand operand_of(uint64_t descriptor) {
 /* 16 bytes that lie together; rows: of A. */
 static void read_halfs(block &b, uint32_t address, const agent &by, bool rows, float to[8]) {
     uint16_t v[8];
-    const uint32_t at = address ^ ((address >> 7 & 7) << 4);
+    const uint32_t at = swizzled(address);
     if (address % 16 || at < FIRST_SHARED || at + 16 > END_SHARED) mistake("wgmma: an operand at %#x", address);
     const bool there = !rows || rows_are_there(b, at, 16, by);
     if (!rows) reads(b, at, 16, by, true);
@@ -118,21 +118,14 @@ void ask(float *d, int columns, uint64_t a_operand, const uint32_t *a, uint64_t 
         p.sums[lane] = his.sums;
         if (p.values) memcpy(p.in_registers[lane], his.a, sizeof p.in_registers[lane]);
     }
-    if (finds_races()) {
-        sync_point s;
-        for (thread *t : w.lanes) arrive(s, t->me, w.in->of->thread_of.size());
-        open(s);
-        p.by.knows = s.known;
-    }
-    p.by.number = w.matrix_agent;
-    p.by.epoch = ++w.matrix_epoch;
+    p.by = {w.matrix_agent, ++w.matrix_epoch, known_to(w.lanes, 32)};
     w.open.push_back(p);
     leave_together();
 }
 
 /* 16 rows of 64 of the sums: those of the warp's place in its group of four. Which of A it reads for them is not said:
  * it may be all of it. */
-void make(const product &p, const warp &of) {
+static void make(const product &p, const warp &of) {
     block &b = *of.in;
     float fa[64][16], fb[256][16];
     if (p.values) {
@@ -190,7 +183,7 @@ void sums_wait(int left) {
     }
     knowledge memo[2];
     if (epoch)
-        for (thread *t : w.lanes) learn_of(t->me, w.matrix_agent, epoch, w.in->of->thread_of.size(), memo);
+        for (thread *t : w.lanes) learn_of(*t, w.matrix_agent, epoch, memo);
     leave_together();
 }
 

@@ -29,9 +29,10 @@ bool knows_of(const agent &who, uint32_t of, uint32_t epoch) {
     return of == who.number || (who.knows && (*who.knows)[of] >= epoch);
 }
 
-void arrive(sync_point &s, agent &who, size_t n_agents) {
+void arrive(sync_point &s, thread &t) {
+    agent &who = t.me;
     if (!finds_races()) return;
-    if (s.gathered.empty()) s.gathered.resize(n_agents);
+    if (s.gathered.empty()) s.gathered.resize(t.in->of->thread_of.size());
     if (who.knows && who.knows != s.last) {
         add(s.gathered, *who.knows);
         s.last = who.knows;
@@ -61,10 +62,19 @@ void learn(sync_point &s, agent &who) {
     }
 }
 
-void learn_of(agent &who, uint32_t of, uint32_t epoch, size_t n_agents, knowledge memo[2]) {
+knowledge known_to(thread *const *who, int n) {
+    sync_point s;
+    if (!finds_races()) return nullptr;
+    for (int i = 0; i < n; i++) arrive(s, *who[i]);
+    open(s);
+    return s.known;
+}
+
+void learn_of(thread &t, uint32_t of, uint32_t epoch, knowledge memo[2]) {
+    agent &who = t.me;
     if (!finds_races()) return;
     if (!memo[1] || who.knows != memo[0]) {
-        std::vector<uint32_t> all = who.knows ? *who.knows : std::vector<uint32_t>(n_agents);
+        std::vector<uint32_t> all = who.knows ? *who.knows : std::vector<uint32_t>(t.in->of->thread_of.size());
         all[of] = std::max(all[of], epoch);
         memo[0] = who.knows;
         memo[1] = std::make_shared<const std::vector<uint32_t>>(std::move(all));
@@ -148,14 +158,18 @@ static void add_read(cell &c, const agent &who, bool rows) {
     c.others->push_back(mine);
 }
 
+/* How what is there was written, if one that reads it cannot know of it; else NULL. */
+static const char *unknown_write(const block &b, const cell &c, const agent &who, bool engine) {
+    if (!c.write.epoch) return nullptr;
+    if (!knows_of(who, c.write.number, c.write.epoch)) return "written";
+    return engine && !c.engine && !was_told(*b.of, c.write, who) ? "written without a fence" : nullptr;
+}
+
 void reads(block &b, uint32_t address, uint32_t bytes, const agent &who, bool engine) {
     if (!b.cells) return;
     for (uint32_t i = address / 4; i < (address + bytes + 3) / 4; i++) {
         cell &c = b.cells[i];
-        if (c.write.epoch && !knows_of(who, c.write.number, c.write.epoch))
-            race(b, i * 4, "read", who, "written", c.write.number);
-        if (engine && c.write.epoch && !c.engine && !was_told(*b.of, c.write, who))
-            race(b, i * 4, "read", who, "written without a fence", c.write.number);
+        if (const char *how = unknown_write(b, c, who, engine)) race(b, i * 4, "read", who, how, c.write.number);
         add_read(c, who, false);
     }
 }
@@ -164,9 +178,7 @@ bool rows_are_there(block &b, uint32_t address, uint32_t bytes, const agent &who
     if (!b.cells) return true;
     for (uint32_t i = address / 4; i < (address + bytes) / 4; i++) {
         cell &c = b.cells[i];
-        if (c.write.epoch &&
-            (!knows_of(who, c.write.number, c.write.epoch) || (!c.engine && !was_told(*b.of, c.write, who))))
-            return false;
+        if (unknown_write(b, c, who, true)) return false;
         add_read(c, who, true);
     }
     return true;
@@ -176,14 +188,14 @@ void writes(block &b, uint32_t address, uint32_t bytes, const agent &who, bool e
     if (!b.cells) return;
     for (uint32_t i = address / 4; i < (address + bytes + 3) / 4; i++) {
         cell &c = b.cells[i];
-        if (c.write.epoch && !knows_of(who, c.write.number, c.write.epoch))
-            race(b, i * 4, "written", who, "written", c.write.number);
-        if (c.read.epoch && !(engine && c.read.rows) && !knows_of(who, c.read.number, c.read.epoch))
-            race(b, i * 4, "written", who, "read", c.read.number);
+        auto after = [&](const access &read) {
+            if (read.epoch && !(engine && read.rows) && !knows_of(who, read.number, read.epoch))
+                race(b, i * 4, "written", who, "read", read.number);
+        };
+        if (const char *how = unknown_write(b, c, who, false)) race(b, i * 4, "written", who, how, c.write.number);
+        after(c.read);
         if (c.others) {
-            for (const access &other : *c.others)
-                if (!(engine && other.rows) && !knows_of(who, other.number, other.epoch))
-                    race(b, i * 4, "written", who, "read", other.number);
+            for (const access &other : *c.others) after(other);
             c.others->clear();
         }
         c.read = {0, 0, false};

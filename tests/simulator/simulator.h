@@ -6,8 +6,8 @@
  * What the device leaves open is decided by chance, so that a program that relies on it does not pass for long: which
  * warp goes on, in what order blocks run, when an asynchronous copy is done (at once, or when nobody can go on without
  * it), when a product is made (when it is asked for, or when it is waited for), how far a launch comes before the one
- * before it has begun. Memory that nobody has written is NaN. The environment's SIMULATOR_SEED is the seed, SIMULATOR_SM
- * the number of multiprocessors.
+ * before it has begun. Memory that nobody has written is NaN. The environment's SIMULATOR_SEED is the seed,
+ * SIMULATOR_SM the number of multiprocessors.
  *
  * A mistake ends the launch with one line that names it and the thread: warps that wait for each other, lanes that meet
  * at different places, barriers that are not made or whose counts do not agree, blocks that end while something is on
@@ -180,7 +180,6 @@ struct products { /* of a commit */
     std::vector<product> to_make;
     uint32_t epoch;
 };
-void make(const product &p, const warp &of);
 
 struct warp {
     block *in;
@@ -250,11 +249,8 @@ struct grid {
     const launch *what;
     const launch *before; /* NULL: done */
     int patience;         /* of 16: how likely an asynchronous thing is to wait for as long as it can */
-    bool failed;
 };
 
-void wake(thread *t);
-void block_on(wait_kind what, uint32_t address, uint32_t parity); /* until woken */
 /* All lanes of the warp that are not over: true in the last of them, which acts for all and then calls leave_together;
  * false in the others, when that is done. whole: the warp has to have all its 32 lanes. */
 bool come_together(meeting what, int at, bool whole);
@@ -264,11 +260,12 @@ bool is_patient(); /* by chance: not now */
 /* ---- races.cpp */
 
 bool finds_races();
-void arrive(sync_point &s, agent &who, size_t n_agents); /* and another epoch begins for him */
-void open(sync_point &s);                                /* all have arrived */
+void arrive(sync_point &s, thread &who); /* and another epoch begins for him */
+void open(sync_point &s);                /* all have arrived */
 void learn(sync_point &s, agent &who);
+knowledge known_to(thread *const *who, int n); /* together; another epoch begins for each */
 /* Of number `of` up to an epoch; memo: as of sync_point, for who knows the same. */
-void learn_of(agent &who, uint32_t of, uint32_t epoch, size_t n_agents, knowledge memo[2]);
+void learn_of(thread &who, uint32_t of, uint32_t epoch, knowledge memo[2]);
 bool knows_of(const agent &who, uint32_t of, uint32_t epoch);
 /* engine: by the copy engine or the matrix unit, which see what threads wrote before a fence */
 void reads(block &b, uint32_t address, uint32_t bytes, const agent &who, bool engine);
@@ -285,6 +282,10 @@ enum : uint32_t {
     MOST_SHARED = 227 * 1024,
     END_SHARED = FIRST_SHARED + MOST_SHARED,
 };
+
+/* The 16 bytes of a row of 128 that lie at an address, by 128-byte swizzle. Not cu_swizzle: the simulator knows nothing
+ * of the backend's arithmetic, which it tests. */
+inline uint32_t swizzled(uint32_t address) { return address ^ ((address >> 7 & 7) << 4); }
 
 } // namespace sim
 
